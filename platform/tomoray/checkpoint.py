@@ -1,0 +1,125 @@
+"""A checkpoint: one folder with the picker's weights, the resumable state, the job as it ran, and the card.
+
+    picker.pt     weights of the network to pick with
+    card.json     how to use it: classes, voxel size, contrast, thresholds, network, where it comes from
+    job.toml      the job as it ran
+    state.pt      method, optimiser and random numbers, to go on training from
+
+The card is plain data; only torch and numpy are needed to pick with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import tomoray
+from tomoray import storage
+from tomoray.networks import Activation, Picker, build_network
+from tomoray.tomogram import Contrast, FormatError, Particle
+
+PICKER, CARD, JOB, STATE = "picker.pt", "card.json", "job.toml", "state.pt"
+
+
+@dataclass(frozen=True)
+class Card:
+    """How to use a picker.
+
+    Attributes
+    ----------
+    particles
+        Its classes, in the order of the score maps.
+    voxel_angstrom, contrast
+        Voxel size and contrast of the tomograms it was trained on; others are resampled and inverted to these.
+    network
+        Name and options that build the network.
+    activation
+        How logits become scores.
+    tile_vox
+        Edge of the tiles it was validated with.
+    thresholds
+        Score from which a candidate of each class counts as a pick, chosen on validation tomograms. Empty: not chosen yet.
+    validation
+        What was measured on the validation tomograms, for people.
+    method, code_version
+        Where it comes from.
+    """
+
+    particles: tuple[Particle, ...]
+    voxel_angstrom: float
+    contrast: Contrast
+    network: dict[str, Any]
+    activation: Activation = "sigmoid"
+    tile_vox: int = 96
+    thresholds: dict[str, float] = field(default_factory=dict)
+    validation: dict[str, Any] = field(default_factory=dict)
+    method: str = ""
+    code_version: str = tomoray.__version__
+
+    def build(self) -> Picker:
+        """Return the picker with fresh weights."""
+        return Picker(build_network(**self.network, classes=len(self.particles) + (self.activation == "softmax")), self.activation)
+
+    def with_thresholds(self, thresholds: Mapping[str, float], validation: Mapping[str, Any]) -> Card:
+        """Return the card with thresholds and what they reached on the validation tomograms."""
+        return replace(self, thresholds=dict(thresholds), validation=dict(validation))
+
+
+def save_checkpoint(folder: str | Path, card: Card, picker: nn.Module, *, job: str = "", state: Mapping[str, Any] | None = None) -> None:
+    """Write a checkpoint into an existing local folder."""
+    folder = Path(folder)
+    torch.save(picker.state_dict(), folder / PICKER)
+    (folder / CARD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+    (folder / JOB).write_text(job, encoding="utf-8")
+    if state is not None:
+        torch.save(dict(state), folder / STATE)
+
+
+def read_card(uri: str | Path) -> Card:
+    """Return the card of a checkpoint folder.
+
+    Raises
+    ------
+    FormatError
+        If the folder holds no card, or one that another version wrote.
+    """
+    where = storage.join(str(uri), CARD)
+    try:
+        table = json.loads(storage.read_bytes(where))
+        table["particles"] = tuple(Particle(**p) for p in table["particles"])
+        return Card(**table)
+    except FileNotFoundError:
+        raise FormatError(f"{uri}: no checkpoint, {CARD} is missing; give the folder that `tomoray train` printed") from None
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise FormatError(f"{where}: not a card of tomoray {tomoray.__version__} ({error}); train again, or use the version that wrote it") from None
+
+
+def load_picker(uri: str | Path, *, device: torch.device | str = "cpu") -> tuple[Picker, Card]:
+    """Return the picker of a checkpoint folder, in eval mode on a device, and its card.
+
+    Raises
+    ------
+    FormatError
+        If the folder is no checkpoint or its weights do not fit its card.
+    """
+    card = read_card(uri)
+    picker = card.build()
+    try:
+        weights = torch.load(io.BytesIO(storage.read_bytes(storage.join(str(uri), PICKER))), map_location=device, weights_only=True)
+        picker.load_state_dict(weights)
+    except RuntimeError as error:
+        raise FormatError(f"{uri}: {PICKER} does not fit {CARD} ({str(error).splitlines()[0]}); the checkpoint is damaged: train again") from None
+    return picker.to(device).eval(), card
+
+
+def fingerprint(uri: str | Path, length: int = 12) -> str:
+    """Return a short hash of a checkpoint's weights: another model, another name."""
+    return hashlib.sha256(storage.read_bytes(storage.join(str(uri), PICKER))).hexdigest()[:length]

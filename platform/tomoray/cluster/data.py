@@ -1,0 +1,125 @@
+"""From catalogue rows to a stream of crops, with Ray Data.
+
+A stream follows a *plan*: one visit per item, each with its tomogram and its own random numbers. A visit reads a tomogram once, in the
+task that cuts it, and only crops as float16 travel on. A plan has no epochs, and a restarted run goes on behind the visits it has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+from numpy.typing import NDArray
+from ray.data.collate_fn import NumpyBatchCollateFn
+
+from tomoray.catalogue import CatalogueRow, read_row_picks
+from tomoray.formats import open_tomogram
+from tomoray.jobs import CropSettings
+from tomoray.patches import cut, draw_corners, points_near
+from tomoray.preprocessing import prepare
+from tomoray.tomogram import Contrast, Particle, Picks
+
+PARTICLES_PER_CROP = 256  # slots that travel with every crop; unused ones cost four kilobytes
+CROPS_PER_BLOCK = 8
+
+
+@dataclass(frozen=True)
+class CropSource:
+    """All that a task needs to know to cut crops."""
+
+    rows: tuple[CatalogueRow, ...]
+    particles: tuple[Particle, ...]
+    voxel_angstrom: float
+    contrast: Contrast
+    crops: CropSettings
+    seed: int
+
+
+class Collate(NumpyBatchCollateFn):  # type: ignore[misc]
+    """Tensors of their own from the read-only arrays that Ray Data shares."""
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+        tensors = {key: torch.as_tensor(np.array(value)) for key, value in batch.items()}
+        tensors["volume"] = tensors["volume"][:, None]
+        return tensors
+
+
+def plan(rows: int, first: int, last: int, seed: int) -> list[dict[str, int]]:
+    """Return the visits from `first` to before `last`: each pass over the rows in another, reproducible order."""
+    laps = range(first // rows, -(-last // rows))
+    order = np.concatenate([np.random.default_rng((seed, lap)).permutation(rows) for lap in laps])
+    return [{"visit": visit, "row": int(order[visit - laps[0] * rows])} for visit in range(first, last)]
+
+
+def crop_stream(source: CropSource, visits: Callable[[], tuple[int, int]]) -> Callable[[], ray.data.Dataset]:
+    """Return a function that makes the stream; Ray Train calls it at every start of its workers, and so `visits` is asked then."""
+
+    def make() -> ray.data.Dataset:
+        items = plan(len(source.rows), *visits(), source.seed)
+        stream = ray.data.from_items(items, override_num_blocks=max(1, min(len(items), 256)))
+        stream = stream.map_batches(partial(cut_crops, source=source), batch_size=1, num_cpus=1)
+        stream.context.execution_no_progress_timeout_s = -1  # a stream that waits for a validation has not failed
+        stream.context.enable_progress_bars = False
+        return stream
+
+    return make
+
+
+def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield the crops of each visit, a few at a time: `volume` `(n, p, p, p)` float16 and `particles` `(n, slots, 4)` float32."""
+    settings = source.crops
+    for visit, index in zip(batch["visit"], batch["row"], strict=True):
+        row = source.rows[int(index)]
+        rng = np.random.default_rng((source.seed, int(visit)))
+        tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
+        volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=source.voxel_angstrom, to_contrast=source.contrast)
+        points = particle_points(read_row_picks(row), source.particles, voxel) if row.picks_uri else np.empty((0, 4))
+        corners = draw_corners(rng, volume.shape, settings.patch_vox, points, settings.per_visit, centred_fraction=settings.centred_fraction)
+        for group in np.array_split(corners, -(-len(corners) // CROPS_PER_BLOCK)):
+            near = [points_near(points, corner, settings.patch_vox) for corner in group]
+            yield {
+                "volume": np.stack([cut(volume, corner, settings.patch_vox) for corner in group]).astype(np.float16),
+                "particles": np.stack([_slots(p, row.uri) for p in near]),
+            }
+
+
+def particle_points(picks: Picks, particles: Sequence[Particle], voxel_angstrom: tuple[float, float, float]) -> NDArray[np.float64]:
+    """Return picks as `(n, 4)`: class number, then z, y, x in voxels. Classes that are not asked for are left out."""
+    names = [p.name for p in particles]
+    known = picks[np.isin(picks.names, names)]
+    labels = np.array([names.index(name) for name in known.names], dtype=np.float64)
+    return np.column_stack([labels, known.positions_zyx / np.asarray(voxel_angstrom)])
+
+
+def _slots(points: NDArray[np.float64], uri: str) -> NDArray[np.float32]:
+    if len(points) > PARTICLES_PER_CROP:
+        raise ValueError(f"{uri}: {len(points)} particles near one crop, more than {PARTICLES_PER_CROP}; make crops.patch_vox smaller")
+    slots = np.full((PARTICLES_PER_CROP, 4), -1, dtype=np.float32)
+    slots[: len(points)] = points
+    return slots
+
+
+class Shard:
+    """One worker's share of a stream as batches of tensors; every iteration starts it anew."""
+
+    def __init__(self, name: str, crops: CropSettings, seed: int) -> None:
+        self.iterator = ray.train.get_dataset_shard(name)
+        self.crops = crops
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(
+            self.iterator.iter_torch_batches(
+                batch_size=self.crops.batch_size,
+                local_shuffle_buffer_size=self.crops.shuffle_crops or None,
+                local_shuffle_seed=self.seed if self.crops.shuffle_crops else None,
+                prefetch_batches=2,
+                drop_last=True,
+                collate_fn=Collate(),
+            )
+        )

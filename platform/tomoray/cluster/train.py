@@ -1,0 +1,320 @@
+"""Training under Ray Train: the loop of `training.fit` on every worker, with checkpoints and validation around it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+from torch import nn
+from tqdm import tqdm
+
+from tomoray import storage
+from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks
+from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, read_card, save_checkpoint
+from tomoray.cluster.data import CropSource, Shard, crop_stream
+from tomoray.cluster.session import session, threads_per_worker
+from tomoray.cluster.tracking import FAILED, Run, start_run
+from tomoray.config import ConfigError, dump_settings, read_settings_text
+from tomoray.formats import open_tomogram
+from tomoray.jobs import TrainJob
+from tomoray.methods import METHODS, Method
+from tomoray.networks import Picker, build_network
+from tomoray.picking import FLOOR, Window, pick
+from tomoray.preprocessing import prepare
+from tomoray.scoring import Score, f1_score
+from tomoray.thresholds import apply_thresholds, choose_thresholds
+from tomoray.tomogram import Picks
+from tomoray.training import Epoch, fit
+
+log = logging.getLogger(__name__)
+
+PROGRESS = "progress.json"
+BEST = "picker"
+FREE_TO_CHANGE = {"epochs", "workers", "output"}  # what may differ when a run goes on under its name
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker is told."""
+
+    job: TrainJob
+    validation: tuple[CatalogueRow, ...]
+    run: Run
+    folder: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run: its checkpoint, and where MLflow recorded it."""
+
+    checkpoint: str
+    card: Card
+    run: Run
+
+
+def train(job: TrainJob) -> Trained:
+    """Train a picker as a job says, going on where a run of the same name stopped.
+
+    Raises
+    ------
+    ConfigError
+        If the catalogue has nothing to train or validate on, or a run of that name has other settings.
+    """
+    training, validation = training_rows(job)
+    folder = storage.join(job.output, job.name)
+    _claim(folder, job)
+    run = start_run("train", job.name, job, tags={"tomoray.folder": folder})
+    run.add_text(dump_settings(job), JOB)
+    setup = Setup(job, validation, run, folder)
+    try:
+        with session(), _progress_bar(setup):
+            result = _trainer(setup, training).fit()
+        if result.error is not None:
+            raise result.error
+    except BaseException:
+        run.end(FAILED)
+        raise
+    checkpoint = _keep_best(result, folder)
+    with storage.local_copy(checkpoint) as local:
+        run.add_files(local, "checkpoint")
+    run.end()
+    return Trained(checkpoint, read_card(checkpoint), run)
+
+
+def training_rows(job: TrainJob) -> tuple[tuple[CatalogueRow, ...], tuple[CatalogueRow, ...]]:
+    """Return the labelled rows of the splits train and validation.
+
+    Raises
+    ------
+    ConfigError
+        If one of them is empty, or the picks name none of the job's classes.
+    """
+    rows = read_catalogue(job.catalogue)
+    training, validation = (tuple(r for r in rows if r.split == split and r.picks_uri) for split in ("train", "validation"))
+    if not training or not validation:
+        raise ConfigError(
+            f"{job.catalogue}: {len(training)} labelled tomograms to train on and {len(validation)} to validate on; there must be one "
+            "of each at least: index with other shares of validation and test, or with more labels"
+        )
+    known = {p.name for p in job.particles}
+    found = {name for row in training for name in row.particles}
+    if not known & found:
+        raise ConfigError(f"{job.catalogue}: its picks name {', '.join(sorted(found))}, not {', '.join(sorted(known))}; correct [[particles]]")
+    return training, validation
+
+
+def _claim(folder: str, job: TrainJob) -> None:
+    """Mark a folder as this job's, and refuse one that another job made."""
+    where = storage.join(folder, JOB)
+    if storage.exists(where):
+        old = read_settings_text(TrainJob, storage.read_bytes(where).decode(), where)
+        differs = [key for key, value in job if key not in FREE_TO_CHANGE and getattr(old, key) != value]
+        if differs:
+            raise ConfigError(f"{folder}: a run of this name has another {', '.join(differs)}; give this one another name, or remove that folder")
+    storage.write_bytes(where, dump_settings(job).encode())
+
+
+def _trainer(setup: Setup, training: tuple[CatalogueRow, ...]) -> TorchTrainer:
+    job, workers = setup.job, setup.job.workers
+    source = CropSource(training, job.particle_list(), job.voxel_angstrom, job.contrast, job.crops, job.seed)
+    per_epoch = job.steps_per_epoch * job.crops.batch_size * workers.count / job.crops.per_visit
+
+    def visits() -> tuple[int, int]:
+        done = _noted(setup.folder).get("kept", 0)
+        spare = 2 + workers.count * job.crops.batch_size / job.crops.per_visit  # equal shards drop a remainder
+        return int(done * per_epoch), int(job.epochs * per_epoch + spare) + 1
+
+    resources = {"CPU": workers.cpus, "GPU": 1.0} if workers.gpu else {"CPU": workers.cpus}
+    return TorchTrainer(
+        _worker,
+        train_loop_config={"setup": setup},
+        datasets={name: crop_stream(source, visits) for name in METHODS[job.method.name].streams},
+        scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=job.name,
+            storage_path=_absolute(job.output),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="val_f1", checkpoint_score_order="max"),
+        ),
+    )
+
+
+def _worker(config: Mapping[str, Any]) -> None:
+    """Train on one worker; rank 0 also reports, checkpoints and logs."""
+    setup: Setup = config["setup"]
+    job, context = setup.job, ray.train.get_context()
+    rank = context.get_world_rank()
+    torch.set_num_threads(job.workers.threads or threads_per_worker(context.get_local_world_size()))
+    torch.manual_seed(job.seed)  # the same weights on every worker, and in every run of this seed
+    method = build_method(job).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    wrapped = prepare_model(method)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay)
+    start = _resume(method, optimizer)
+    seed = job.seed * 10_007 + rank
+    loaders = {name: Shard(name, job.crops, seed) for name in method.streams}
+    epochs = fit(
+        wrapped,
+        optimizer,
+        loaders,
+        epochs=job.epochs,
+        steps_per_epoch=job.steps_per_epoch,
+        start_epoch=start,
+        seed=seed,
+        precision=job.precision,
+        device=get_device(),
+    )
+    for epoch in epochs:
+        _report(setup, method, optimizer, epoch, rank)
+
+
+def build_method(job: TrainJob) -> Method:
+    """Return the method of a job with fresh weights."""
+    network = build_network(job.network.name, classes=len(job.particles), width=job.network.width, blocks=job.network.blocks)
+    options = job.method.model_dump(exclude={"name"})
+    return METHODS[job.method.name](network, job.particle_list(), job.voxel_angstrom, **options)
+
+
+def _resume(method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load the last checkpoint of this run, if there is one, and return the number of epochs it has seen."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / STATE, map_location=get_device(), weights_only=True)
+    method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["epochs"])
+
+
+def _report(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, epoch: Epoch, rank: int) -> None:
+    """Tell Ray and MLflow what an epoch brought; every few epochs validate, and keep a checkpoint."""
+    job, done = setup.job, epoch.index + 1
+    metrics = {**epoch.metrics, "epoch": done, "steps_per_s": epoch.steps / epoch.wall_s, "data_wait_share": epoch.wait_s / epoch.wall_s}
+    if done % job.validation.every_epochs and done < job.epochs:
+        ray.train.report(metrics)
+    else:
+        metrics |= _keep(setup, method, optimizer, metrics, rank)
+    if rank == 0:
+        setup.run.log(metrics, step=done * job.steps_per_epoch)
+        _note(setup.folder, {"epoch": done, "loss": metrics["loss"], **({"kept": done, "val_f1": metrics["val_f1"]} if "val_f1" in metrics else {})})
+
+
+def _keep(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, metrics: Mapping[str, float], rank: int) -> dict[str, float]:
+    """Validate, report with a checkpoint, and return what the validation said (on rank 0)."""
+    card, score = _validate(setup, method, rank)
+    if score is None:
+        ray.train.report(dict(metrics))
+        return {}
+    found = {"val_f1": score.value} | {f"val_f1/{c.name}": c.value for c in score.classes if c.truths}
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "epochs": metrics["epoch"]}
+        save_checkpoint(folder, card, method.picker(), job=dump_settings(setup.job), state=state)
+        ray.train.report({**metrics, **found}, checkpoint=Checkpoint.from_directory(folder))
+    return found
+
+
+def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | None]:
+    """Pick this worker's share of the validation tomograms; on rank 0 choose thresholds and score all of them."""
+    job, particles = setup.job, setup.job.particle_list()
+    if dist.is_initialized():
+        for buffer in method.buffers():  # batch statistics of the last step differ between workers; the picker's are rank 0's
+            dist.broadcast(buffer, 0)
+    world = ray.train.get_context().get_world_size()
+    mine = [_candidates(method.picker(), row, job) for row in setup.validation[rank::world]]
+    shares: list[Any] = [None] * world
+    if dist.is_initialized():
+        dist.all_gather_object(shares, mine)
+    else:
+        shares = [mine]
+    card = Card(
+        particles,
+        job.voxel_angstrom,
+        job.contrast,
+        network={"name": job.network.name, "width": job.network.width, "blocks": list(job.network.blocks)},
+        activation=method.picker().activation,
+        tile_vox=job.validation.tile_vox,
+        method=job.method.name,
+    )
+    if rank:
+        return card, None
+    candidates: list[Picks] = [picks for share in shares for picks in share]
+    truth = [known_picks(row, job) for row in setup.validation]
+    thresholds = choose_thresholds(truth, candidates, particles, objective=job.validation.objective)
+    values = {name: choice.threshold for name, choice in thresholds.items()}
+    score = f1_score(truth, [apply_thresholds(picks, values) for picks in candidates], particles)
+    notes = {"runs": list(score.runs), "f1": score.as_dict(), "default_thresholds": [n for n, t in thresholds.items() if t.is_default]}
+    return card.with_thresholds(values, notes), score
+
+
+def _candidates(picker: Picker, row: CatalogueRow, job: TrainJob) -> Picks:
+    tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
+    volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=job.voxel_angstrom, to_contrast=job.contrast)
+    window = Window(tile_vox=job.validation.tile_vox)
+    return pick(picker, volume, job.particle_list(), voxel, run=row.run, window=window, floor=FLOOR, precision=job.precision)
+
+
+def known_picks(row: CatalogueRow, job: TrainJob) -> Picks:
+    """Return a row's truth, of the job's classes."""
+    picks = read_row_picks(row)
+    names = {p.name for p in job.particles}
+    return picks[[name in names for name in picks.names.tolist()]]
+
+
+def _keep_best(result: Result, folder: str) -> str:
+    """Copy what is needed to pick from the best checkpoint to a folder with a plain name, and return that."""
+    best = result.get_best_checkpoint("val_f1", "max") or result.checkpoint
+    assert best is not None, "the last epoch always leaves a checkpoint"
+    target = storage.join(folder, BEST)
+    with best.as_directory() as source, storage.new_folder(target) as new:
+        for name in (PICKER, CARD, JOB):
+            (new / name).write_bytes((Path(source) / name).read_bytes())
+    return target
+
+
+def _note(folder: str, news: Mapping[str, float]) -> None:
+    """Add to what the driver and a restarted run can know of a run's progress."""
+    storage.write_bytes(storage.join(folder, PROGRESS), json.dumps({**_noted(folder), **news}).encode())
+
+
+def _noted(folder: str) -> dict[str, float]:
+    where = storage.join(folder, PROGRESS)
+    return dict(json.loads(storage.read_bytes(where))) if storage.exists(where) else {}
+
+
+@contextmanager
+def _progress_bar(setup: Setup) -> Iterator[None]:
+    """Show the run's progress while the block lasts, as rank 0 notes it."""
+    over = threading.Event()
+
+    def watch() -> None:
+        with tqdm(total=setup.job.epochs, desc=f"train {setup.job.name}", unit="epoch", initial=int(_noted(setup.folder).get("kept", 0))) as bar:
+            ended = False
+            while not ended:
+                ended = over.wait(1.0)
+                news = _noted(setup.folder)
+                bar.set_postfix({key: f"{news[key]:.3f}" for key in ("loss", "val_f1") if key in news}, refresh=False)
+                bar.update(max(0, int(news.get("epoch", 0)) - bar.n))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _absolute(uri: str) -> str:
+    return str(storage.local_path(uri).resolve()) if storage.is_local(uri) else uri

@@ -1,0 +1,222 @@
+"""What each verb of the command line does: run a job, and say in words what came of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tomoray import storage
+from tomoray.catalogue import CatalogueRow, assign_splits, read_catalogue, read_row_picks, write_catalogue
+from tomoray.config import ConfigError, Settings, dump_settings
+from tomoray.formats import open_tomogram
+from tomoray.formats.czii import read_czii_csv
+from tomoray.index import index
+from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, TrainJob
+from tomoray.report import draw_picks, write_report
+from tomoray.scoring import Score, score_picks, score_table
+from tomoray.simulate import Scene, write_dataset
+from tomoray.tomogram import Picks
+
+DONE, SOME_FAILED = 0, 3
+
+
+def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
+    """Run a job, or only check it, and return the exit status."""
+    commands: dict[str, Callable[[Any, bool], int]] = {
+        "simulate": simulate,
+        "index": make_index,
+        "train": train,
+        "pick": pick,
+        "score": score,
+        "demo": demo,
+    }
+    return commands[verb](job, dry_run)
+
+
+def say(text: str) -> None:
+    """Tell the person at the command line."""
+    tqdm.write(text)
+
+
+def simulate(job: SimulateJob, dry_run: bool = False) -> int:
+    """Write simulated tomograms in the CZII layout."""
+    scene = Scene(
+        shape_zyx=job.shape_zyx,
+        voxel_angstrom=job.voxel_angstrom,
+        crowding=job.crowding,
+        noise=Scene.noise if job.noise is None else job.noise,
+        domain_shift=job.domain_shift,
+        contrast=job.contrast,
+        maps=job.maps,
+    )
+    if dry_run:
+        return DONE
+    with tqdm(total=job.tomograms, desc="simulate", unit="tomogram") as bar:
+        runs = write_dataset(
+            job.output,
+            scene,
+            runs=job.tomograms,
+            seed=job.seed,
+            labelled=job.tomograms - job.unlabelled,
+            formats=job.formats,
+            workers=job.workers or os.cpu_count() or 1,
+            on_done=lambda _: bar.update(1),
+        )
+    say(f"{len(runs)} tomograms of {job.shape_zyx} voxels in {job.output}; all truth is in {storage.join(job.output, 'truth.csv')}")
+    return DONE
+
+
+def make_index(job: IndexJob, dry_run: bool = False) -> int:
+    """Write the catalogue, and list everything that is wrong."""
+    with tqdm(desc="index", unit="tomogram") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        rows, problems = index(
+            job.source,
+            picks=job.picks,
+            kinds=job.kinds,
+            particles=job.particles,
+            contrast=job.contrast,
+            voxel_angstrom=job.voxel_angstrom,
+            permissive=job.permissive,
+            progress=progress,
+        )
+    for problem in problems:
+        say(f"{problem.level}: {problem.message}")
+    errors = sum(problem.level == "error" for problem in problems)
+    if not rows:
+        raise ConfigError(f"{job.source}: no usable tomogram, {errors} errors; see above, or give another source")
+    rows = assign_splits(rows, validation=job.validation, test=job.test, seed=job.seed)
+    if not dry_run:
+        write_catalogue(job.output, rows)
+    counts = Counter(row.split or "left out" for row in rows)
+    say(f"{len(rows)} tomograms ({', '.join(f'{n} {split}' for split, n in counts.items())}), {errors} errors -> {job.output}")
+    return SOME_FAILED if errors else DONE
+
+
+def train(job: TrainJob, dry_run: bool = False) -> int:
+    """Train a picker and say where it is."""
+    from tomoray.cluster import train as training
+
+    if dry_run:
+        rows, validation = training.training_rows(job)
+        weights = sum(p.numel() for p in training.build_method(job).parameters())
+        say(f"would train {weights:,} weights on {len(rows)} tomograms and validate on {len(validation)}")
+        return DONE
+    trained = training.train(job)
+    f1 = trained.card.validation["f1"]
+    say(f"picker: {trained.checkpoint}")
+    say(f"F1 at half the radius on {len(f1['runs'])} validation tomograms: {f1['value']:.3f}; thresholds: {_spell(trained.card.thresholds)}")
+    say(f"MLflow: {trained.run}")
+    return DONE
+
+
+def pick(job: PickJob, dry_run: bool = False) -> int:
+    """Pick all tomograms of a catalogue and say where everything is; status 3 where some could not be picked."""
+    from tomoray.checkpoint import read_card
+    from tomoray.cluster import pick as picking
+
+    if dry_run:
+        rows, card = picking.wanted_rows(job), read_card(job.checkpoint)
+        done = picking.committed(picking.candidates_folder(job, card))
+        say(f"would pick {sum(row.tomogram_id not in done for row in rows)} of {len(rows)} tomograms")
+        return DONE
+    picked = picking.pick_all(job)
+    say(f"{len(picked.picked)} tomograms picked ({picked.skipped} before), {len(picked.failures)} failed, in {picked.wall_s:.0f} s")
+    for failure in picked.failures:
+        say(f"failed: {failure.tomogram_id}: {failure.reason}")
+    say(f"picks:      {picked.picks_csv} and {storage.join(job.output, 'ExperimentRuns')}")
+    say(f"candidates: {picked.candidates}")
+    say(f"failures:   {storage.join(job.output, 'failures.parquet')}")
+    say(f"MLflow:     {picked.run}")
+    return SOME_FAILED if picked.failures else DONE
+
+
+def score(job: ScoreJob, dry_run: bool = False) -> int:
+    """Print the per-class table of picks against the truth."""
+    truth = read_czii_csv(job.truth) if job.truth else [read_row_picks(row) for row in scored_rows(job.catalogue, job.splits)]
+    picks = read_czii_csv(job.picks if job.picks.endswith(".csv") else storage.join(job.picks, "picks.csv"))
+    if dry_run:
+        return DONE
+    scores = score_picks(truth, picks, job.particle_list())
+    table = score_table(scores)
+    say(table)
+    if job.output:
+        storage.write_bytes(storage.join(job.output, "score.md"), table.encode())
+        storage.write_bytes(storage.join(job.output, "score.json"), json.dumps({k: v.as_dict() for k, v in scores.items()}, indent=2).encode())
+    return DONE
+
+
+def scored_rows(catalogue: str, splits: Sequence[str]) -> list[CatalogueRow]:
+    """Return the labelled rows of some splits, or of all.
+
+    Raises
+    ------
+    ConfigError
+        If there is none.
+    """
+    rows = [row for row in read_catalogue(catalogue) if row.is_labelled and (not splits or row.split in splits)]
+    if not rows:
+        raise ConfigError(f"{catalogue}: no labelled tomogram of split {', '.join(splits) or 'any'}; give other splits, or a CSV as truth")
+    return rows
+
+
+def demo(job: DemoJob, dry_run: bool = False) -> int:
+    """Simulate, index, train, pick what was held back, score it, and draw it."""
+    began, jobs = time.perf_counter(), demo_jobs(job)
+    if dry_run:
+        return DONE
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path(job.output).resolve() / 'mlflow.db'}")
+    Path(job.output).mkdir(parents=True, exist_ok=True)
+    status = 0
+    for verb, step in jobs.items():
+        say(f"\n== tomoray {verb} ==")
+        storage.write_bytes(storage.join(job.output, f"{verb}.toml"), dump_settings(step).encode())
+        status = max(status, run(verb, step))
+    report, picture = _look(jobs["pick"].output, jobs["pick"].catalogue, storage.join(job.output, "score"))
+    say(f"\nThe whole main job took {(time.perf_counter() - began) / 60:.1f} minutes. Look at")
+    say(f"  report   {report}")
+    say(f"  picture  {picture}")
+    say(f"  MLflow   mlflow ui --backend-store-uri {os.environ['MLFLOW_TRACKING_URI']}")
+    return status
+
+
+def demo_jobs(job: DemoJob) -> dict[str, Any]:
+    """Return the jobs of the demo in order, their files all in its folder, picking and scoring only what was held back."""
+    data, catalogue, runs, picks, score = (storage.join(job.output, name) for name in ("data", "catalogue.parquet", "runs", "picks", "score"))
+    picker = storage.join(runs, job.train.name, "picker")
+    return {
+        "simulate": job.simulate.model_copy(update={"output": data}),
+        "index": job.index.model_copy(update={"source": data, "output": catalogue}),
+        "train": job.train.model_copy(update={"catalogue": catalogue, "output": runs}),
+        "pick": job.pick.model_copy(update={"catalogue": catalogue, "output": picks, "checkpoint": picker, "splits": ("test",)}),
+        "score": ScoreJob(catalogue=catalogue, picks=picks, output=score, splits=("test",), particles=job.train.particles),
+    }
+
+
+def _look(picks_folder: str, catalogue: str, folder: str) -> tuple[str, str]:
+    """Draw the first tomogram that was held back with its picks and its truth, and write the report; return where both are."""
+    rows = scored_rows(catalogue, ("test",))
+    picks = {p.run: p for p in read_czii_csv(storage.join(picks_folder, "picks.csv"))}
+    first = rows[0]
+    picture, report = storage.join(folder, f"{first.run}.png"), storage.join(folder, "report.html")
+    tomogram = open_tomogram(first.uri, name=first.run)
+    draw_picks(picture, tomogram, picks.get(first.run, Picks.concatenate(first.run, [])), read_row_picks(first))
+    truth = [read_row_picks(row) for row in rows]
+    scores: dict[str, Score] = score_picks(truth, list(picks.values()))
+    write_report(report, "tomoray demo", scores=scores, pictures={first.run: picture}, files={"picks": picks_folder, "catalogue": catalogue})
+    return report, picture
+
+
+def _spell(thresholds: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in thresholds.items())

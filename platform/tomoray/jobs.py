@@ -1,0 +1,206 @@
+"""Jobs: what a job file may say. One class per verb of the command line, every field with its unit, its default and its meaning."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from tomoray.config import Settings
+from tomoray.tomogram import CZII_PARTICLES, Contrast, Particle
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+EvenSize = Annotated[int, Field(ge=16, multiple_of=2)]
+
+
+class ParticleSettings(Settings):
+    """One class of particles."""
+
+    name: str = Field(description="name as in the picks files")
+    radius_angstrom: PositiveFloat = Field(description="radius in angstrom")
+    metric_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight in the CZII metric")
+
+    def particle(self) -> Particle:
+        """Return it as the rest of tomoray knows it."""
+        return Particle(self.name, self.radius_angstrom, self.metric_weight)
+
+
+CZII = tuple(ParticleSettings(name=p.name, radius_angstrom=p.radius_angstrom, metric_weight=p.metric_weight) for p in CZII_PARTICLES)
+
+
+class Job(Settings):
+    """What all jobs share."""
+
+    output: str = Field(description="folder or s3:// prefix to write to")
+
+
+class WithParticles(Job):
+    """A job that must know the classes."""
+
+    particles: tuple[ParticleSettings, ...] = Field(CZII, min_length=1, description="classes; the six of CZII by default")
+
+    def particle_list(self) -> tuple[Particle, ...]:
+        """Return the classes in order."""
+        return tuple(p.particle() for p in self.particles)
+
+
+class SimulateJob(Job):
+    """Make tomograms with known truth, in the folder layout of the CZII challenge."""
+
+    output: str = Field("data/simulated", description="folder to write to")
+    tomograms: PositiveInt = Field(10, description="number of tomograms")
+    unlabelled: Annotated[int, Field(ge=0)] = Field(0, description="how many of them, the last, get no picks files (their truth is in truth.csv)")
+    shape_zyx: tuple[EvenSize, EvenSize, EvenSize] = Field((64, 256, 256), description="voxels along z, y, x")
+    voxel_angstrom: PositiveFloat = Field(10.012, description="voxel size in angstrom")
+    crowding: PositiveFloat = Field(1.0, description="particle concentration relative to the CZII tomograms")
+    noise: Annotated[float, Field(ge=0)] | None = Field(None, description="noise relative to a particle's density; by default like denoised CZII")
+    domain_shift: Fraction = Field(0.0, description="0 to 1: how far noise, wedge, defocus and blur move away")
+    contrast: Contrast = Field("dark", description="particles dark, as in CZII, or bright")
+    maps: dict[str, str] = Field({}, description="class -> MRC map to place; built-in shapes where none is given")
+    formats: tuple[Literal["zarr", "mrc"], ...] = Field(("zarr",), min_length=1, description="files to write per tomogram")
+    seed: int = Field(0, description="same seed, same tomograms")
+    workers: Annotated[int, Field(ge=0)] = Field(0, description="processes; 0: one per core")
+
+
+class IndexJob(Job):
+    """Make the catalogue: one Parquet row per tomogram."""
+
+    source: str = Field("data/simulated", description="folder, bucket prefix, CZII root, copick project or Data Portal prefix")
+    output: str = Field("data/catalogue.parquet", description="catalogue to write")
+    picks: str = Field("", description="picks of a plain folder (a CSV, or a folder of copick files); of a copick project: user_session")
+    kinds: tuple[str, ...] = Field((), description="which reconstructions, as denoised or 10.012-*, where runs have several; all by default")
+    particles: tuple[str, ...] = Field((), description="class names that picks may have; any by default")
+    voxel_angstrom: PositiveFloat | None = Field(None, description="voxel size where files do not say; a contradiction is an error")
+    contrast: Contrast | None = Field(None, description="particles dark or bright; guessed with a warning where not given")
+    validation: float | tuple[str, ...] = Field(0.2, description="share, or names, of labelled runs for validation")
+    test: float | tuple[str, ...] = Field(0.0, description="share, or names, of labelled runs to keep for testing")
+    seed: int = Field(0, description="of the shares")
+    permissive: bool = Field(False, description="read files that break their format where their meaning is clear")
+
+
+class NetworkSettings(Settings):
+    """The network to train."""
+
+    name: Literal["asymmetric_unet"] = Field("asymmetric_unet", description="architecture")
+    width: Annotated[int, Field(ge=2, multiple_of=2)] = Field(64, description="channels of the first stage; 64 is the published network")
+    blocks: tuple[PositiveInt, ...] = Field((3, 4, 6, 3), min_length=1, description="residual blocks per stage; (3, 4, 6, 3) is ResNet-34")
+
+
+class SupervisedSettings(Settings):
+    """Heat-map regression on labelled crops."""
+
+    name: Literal["supervised"] = Field("supervised", description="method")
+    background_weight: PositiveFloat = Field(4.0, description="lambda of the reweighted squared error")
+    reduce: Literal["joint", "per_class"] = Field("joint", description="normalise the loss over all classes, or per class")
+    intensity_strength: Annotated[float, Field(ge=0)] = Field(1.0, description="size of intensity augmentations")
+
+
+class OptimizerSettings(Settings):
+    """Adam, with a cosine to zero."""
+
+    learning_rate: PositiveFloat = Field(1e-3, description="at the start")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
+
+
+class CropSettings(Settings):
+    """What one visit to a tomogram yields."""
+
+    patch_vox: EvenSize = Field(96, description="edge of a crop in voxels")
+    per_visit: PositiveInt = Field(16, description="crops cut each time a tomogram is read")
+    centred_fraction: Fraction = Field(0.5, description="share of crops around a particle, classes drawn evenly; the rest lie anywhere")
+    batch_size: PositiveInt = Field(8, description="crops per step and worker")
+    shuffle_crops: Annotated[int, Field(ge=0)] = Field(128, description="crops among which each worker shuffles")
+
+
+class WorkerSettings(Settings):
+    """How many workers train, and with what."""
+
+    count: PositiveInt = Field(1, description="training workers")
+    gpu: bool = Field(False, description="one GPU per worker")
+    cpus: PositiveFloat = Field(0.5, description="CPUs that Ray reserves per worker")
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="torch threads per worker; 0: the node's cores shared among its workers")
+    max_failures: Annotated[int, Field(ge=0)] = Field(3, description="times that lost workers are replaced before giving up")
+
+
+class ValidationSettings(Settings):
+    """How the picker is measured while it trains."""
+
+    every_epochs: PositiveInt = Field(5, description="epochs between validations; the last epoch is always validated")
+    objective: Literal["f1", "czii"] = Field("f1", description="what thresholds maximise: one-to-one F1 at half the radius, or the F4 of CZII")
+    tile_vox: EvenSize = Field(96, description="edge of the tiles for prediction")
+
+
+class TrainJob(WithParticles):
+    """Train a picker."""
+
+    catalogue: str = Field("data/catalogue.parquet", description="catalogue with splits train and validation")
+    output: str = Field("runs", description="folder or s3:// prefix; the run becomes a folder in it")
+    name: str = Field("picker", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run; the same name again goes on where it stopped")
+    voxel_angstrom: PositiveFloat = Field(10.012, description="voxel size to work at; other tomograms are resampled")
+    contrast: Contrast = Field("dark", description="contrast to work at; other tomograms are inverted")
+    epochs: PositiveInt = Field(50, description="epochs")
+    steps_per_epoch: PositiveInt = Field(100, description="optimiser steps per epoch")
+    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")
+    seed: int = Field(0, description="of weights, crops and augmentation")
+    method: SupervisedSettings = Field(SupervisedSettings(), description="how to learn")
+    network: NetworkSettings = Field(NetworkSettings(), description="what learns")
+    optimizer: OptimizerSettings = OptimizerSettings()
+    crops: CropSettings = CropSettings()
+    workers: WorkerSettings = WorkerSettings()
+    validation: ValidationSettings = ValidationSettings()
+
+
+class PickJob(Job):
+    """Pick particles in every tomogram of a catalogue."""
+
+    catalogue: str = Field("data/catalogue.parquet", description="catalogue of tomograms")
+    checkpoint: str = Field("", description="checkpoint folder, as `tomoray train` prints it")
+    output: str = Field("picks", description="folder or s3:// prefix for candidates, picks and failures")
+    splits: tuple[str, ...] = Field((), description="only rows of these splits; all by default")
+    floor: Fraction = Field(0.02, description="candidates above this score are kept")
+    thresholds: dict[str, Fraction] = Field({}, description="class -> threshold instead of the card's")
+    tile_vox: Annotated[int, Field(ge=0, multiple_of=2)] = Field(0, description="edge of the tiles; 0: the card's")
+    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="share that neighbouring tiles overlap")
+    views: Literal[1, 4, 8] = Field(1, description="mirrored views averaged at test time")
+    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")
+    actors: Annotated[int, Field(ge=0)] = Field(0, description="predicting actors; 0: one per GPU, or per core")
+    gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs, or a share of one, per actor")
+    readers: PositiveInt = Field(2, description="tomograms read at the same time")
+    permissive: bool = Field(False, description="read files that break their format where their meaning is clear")
+
+    @model_validator(mode="after")
+    def _tile_is_zero_or_large(self) -> PickJob:
+        if 0 < self.tile_vox < 16:
+            raise ValueError(f"tile_vox is {self.tile_vox}; it must be 0 (the card's) or at least 16")
+        return self
+
+
+class ScoreJob(WithParticles):
+    """Score picks against the truth that a catalogue knows."""
+
+    catalogue: str = Field("data/catalogue.parquet", description="catalogue with labelled tomograms")
+    picks: str = Field("picks", description="output of `tomoray pick`, or a CSV with experiment, particle_type, x, y, z")
+    truth: str = Field("", description="CSV of truth, instead of the catalogue's picks files")
+    output: str = Field("", description="folder for score.json and score.md; empty: print only")
+    splits: tuple[str, ...] = Field((), description="only runs of these splits; all labelled runs by default")
+
+
+class DemoJob(Settings):
+    """The whole main job in a row: simulate, index, train, pick, score, look."""
+
+    output: str = Field("demo", description="folder for everything")
+    simulate: SimulateJob = SimulateJob()
+    index: IndexJob = IndexJob()
+    train: TrainJob = TrainJob()
+    pick: PickJob = PickJob()
+
+
+JOBS: dict[str, type[Settings]] = {
+    "simulate": SimulateJob,
+    "index": IndexJob,
+    "train": TrainJob,
+    "pick": PickJob,
+    "score": ScoreJob,
+    "demo": DemoJob,
+}
+"""Verb -> what its job file may say."""

@@ -1,0 +1,106 @@
+"""The asymmetric 3-D U-Net of SemiETPicker: a residual encoder and a decoder that stops at half resolution.
+
+Lin et al. 2025 (arXiv 2510.22454) describe "an asymmetric U-Net with a ResNet-34 backbone whose first 7x7x7 convolution is replaced
+by three 3x3x3 convolutions" and an output stride of 2; widths and the shape of the decoder are our reconstruction. At full width it has
+70,617,350 parameters and needs 45 GMAC for a 90^3 crop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PRIOR = 0.01  # share of cells that a fresh network believes to hold a particle; keeps the first steps from drowning in background
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """Return a 3^3 convolution with batch norm and ReLU."""
+    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3^3 convolutions and a parameter-free shortcut (He et al. 2016, type A: subsample, pad with zero channels)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = convolution(inputs, outputs, stride)
+        self.second = nn.Sequential(nn.Conv3d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm3d(outputs))
+        self.stride = stride
+        self.new_channels = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.stride == 1 else x[..., :: self.stride, :: self.stride, :: self.stride]
+        if self.new_channels:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, 0, 0, self.new_channels))
+        return F.relu(self.second(self.first(x)) + shortcut)
+
+
+class Decoder(nn.Module):
+    """Bring deep features to the size of a skip connection, join both, and mix them with two convolutions."""
+
+    def __init__(self, deep: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.narrow = nn.Conv3d(deep, outputs, 1)
+        self.mix = nn.Sequential(convolution(outputs + skip, outputs), convolution(outputs, outputs))
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        # to the skip's own size: padding instead, as FlexibleUNet does, fails on sizes like 90 (45, 23, 12, 6, 3)
+        raised = F.interpolate(self.narrow(deep), size=skip.shape[2:], mode="nearest")
+        return self.mix(torch.cat([raised, skip], dim=1))  # type: ignore[no-any-return]
+
+
+class AsymmetricUNet(nn.Module):
+    """Residual U-Net with output stride 2.
+
+    Parameters
+    ----------
+    classes
+        Number of output channels.
+    width
+        Channels of the first encoder stage; each further stage doubles them. 64 is the published network.
+    blocks
+        Residual blocks per stage; (3, 4, 6, 3) is ResNet-34. Fewer stages make a shallower network.
+    """
+
+    stride = 2
+
+    def __init__(self, classes: int, width: int = 64, blocks: Sequence[int] = (3, 4, 6, 3)) -> None:
+        super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(f"network width {width}: it must be an even number, since the stem works at half of it; 64 is the published one")
+        self.stem = nn.Sequential(convolution(1, width // 2, stride=2), convolution(width // 2, width // 2), convolution(width // 2, width))
+        self.stages = nn.ModuleList()
+        channels = [width]  # of every skip connection, shallow to deep
+        for stage, count in enumerate(blocks):
+            outputs = width * 2**stage
+            first = ResidualBlock(channels[-1], outputs, stride=1 if stage == 0 else 2)
+            self.stages.append(nn.Sequential(first, *(ResidualBlock(outputs, outputs) for _ in range(count - 1))))
+            channels.append(outputs)
+        self.decoders = nn.ModuleList()
+        deep = channels.pop()
+        for skip in reversed(channels):
+            outputs = skip if len(self.decoders) < len(channels) - 1 else width // 2
+            self.decoders.append(Decoder(deep, skip, outputs))
+            deep = outputs
+        self.head = nn.Conv3d(deep, classes, 3, padding=1)
+        nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
+
+    def features(self, volume: Tensor) -> list[Tensor]:
+        """Return the encoder's feature maps, from half resolution to the deepest."""
+        maps = [self.stem(volume)]
+        x = F.max_pool3d(maps[0], 3, stride=2, padding=1)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, volume: Tensor) -> Tensor:
+        """Return logits `(b, classes, d / 2, h / 2, w / 2)` (rounded up) of `(b, 1, d, h, w)`."""
+        *skips, x = self.features(volume)
+        for decoder, skip in zip(self.decoders, reversed(skips), strict=True):
+            x = decoder(x, skip)
+        return self.head(x)  # type: ignore[no-any-return]

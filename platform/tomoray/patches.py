@@ -1,0 +1,61 @@
+"""Crops of a tomogram for training: where to cut, and which particles lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+HALO_VOX = 40  # particles this far outside a crop still reach into it: three sigma of the largest CZII class
+
+
+def draw_corners(
+    rng: np.random.Generator,
+    shape: Sequence[int],
+    patch_vox: int,
+    points: NDArray[np.float64],
+    count: int,
+    *,
+    centred_fraction: float = 0.5,
+) -> NDArray[np.int64]:
+    """Return `(count, 3)` corners of cubes to cut from a volume, in voxels.
+
+    A `centred_fraction` of them hold a particle near their middle, its class drawn first so that rare classes are seen as often as
+    common ones; it is moved by up to a quarter of the cube, lest the network learn that particles sit in the centre. The others lie
+    anywhere. Without particles all lie anywhere.
+
+    Parameters
+    ----------
+    shape
+        `(d, h, w)` of the volume.
+    points
+        `(n, 4)`: class, z, y, x in voxels.
+    """
+    room = np.maximum(np.asarray(shape) - patch_vox, 0)
+    corners = rng.integers(0, room + 1, size=(count, 3))
+    if len(points):
+        classes = np.unique(points[:, 0])
+        for i in np.flatnonzero(rng.random(count) < centred_fraction):
+            members = points[points[:, 0] == rng.choice(classes)]
+            centre = members[rng.integers(len(members)), 1:] + rng.uniform(-0.25, 0.25, 3) * patch_vox
+            corners[i] = np.clip(np.floor(centre - patch_vox / 2), 0, room)
+    return corners
+
+
+def cut(volume: NDArray[np.float32], corner: Sequence[int], patch_vox: int) -> NDArray[np.float32]:
+    """Return the cube `(p, p, p)` at a corner; beyond the volume's end it is 0, the mean of a normalised tomogram."""
+    z, y, x = (int(c) for c in corner)
+    piece = volume[z : z + patch_vox, y : y + patch_vox, x : x + patch_vox]
+    if piece.shape == (patch_vox,) * 3:
+        return piece
+    padded = np.zeros((patch_vox,) * 3, dtype=volume.dtype)
+    padded[: piece.shape[0], : piece.shape[1], : piece.shape[2]] = piece
+    return padded
+
+
+def points_near(points: NDArray[np.float64], corner: NDArray[np.int64], patch_vox: int, halo_vox: int = HALO_VOX) -> NDArray[np.float64]:
+    """Return the `(m, 4)` points in or within `halo_vox` of a cube, counted from its corner."""
+    moved = points - np.concatenate([[0.0], corner])
+    inside = ((moved[:, 1:] >= -halo_vox) & (moved[:, 1:] < patch_vox + halo_vox)).all(axis=1)
+    return np.asarray(moved[inside])

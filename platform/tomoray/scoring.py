@@ -1,0 +1,370 @@
+"""How good picks are: the CZII metric bit for bit, and F1 with one-to-one matching, with intervals over tomograms."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial import KDTree
+
+from tomoray.tomogram import CZII_PARTICLES, Particle, Picks
+
+Interval = tuple[float, float]
+Positions = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """What became of one class: counts summed over tomograms, and their F.
+
+    Attributes
+    ----------
+    name
+        The class.
+    tp, fp, fn
+        Found, picked in vain, missed. The CZII metric can make `fp` negative (see `czii_score`).
+    value
+        F of these counts; NaN for a class without truth.
+    interval
+        95 % bootstrap interval of `value`; None where there is none to give.
+    residual_zyx
+        Mean of (pick - truth) over matched pairs, angstrom: not near zero where coordinates have an offset.
+        None without matched pairs, and for the CZII metric, which makes no pairs.
+    """
+
+    name: str
+    tp: int
+    fp: int
+    fn: int
+    value: float
+    interval: Interval | None = None
+    residual_zyx: tuple[float, float, float] | None = None
+
+    @property
+    def truths(self) -> int:
+        """Number of particles that are there."""
+        return self.tp + self.fn
+
+    @property
+    def picks(self) -> int:
+        """Number of picks."""
+        return self.tp + self.fp
+
+    @property
+    def precision(self) -> float:
+        """Share of the picks that are right; NaN without picks."""
+        return self.tp / self.picks if self.picks else math.nan
+
+    @property
+    def recall(self) -> float:
+        """Share of the particles that were found; NaN without particles."""
+        return self.tp / self.truths if self.truths else math.nan
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of one measure: a headline, the classes behind it, and the tomograms behind those.
+
+    Attributes
+    ----------
+    value
+        The headline; NaN where no class has both truth and weight.
+    interval
+        95 % bootstrap interval of `value` over tomograms; None if there is one tomogram only.
+    classes
+        One entry per particle, in the order given.
+    runs
+        The tomograms that were scored: those of the truth.
+    """
+
+    value: float
+    interval: Interval | None
+    classes: tuple[ClassScore, ...]
+    runs: tuple[str, ...]
+
+    def of(self, name: str) -> ClassScore:
+        """Return the entry of one class."""
+        return next(c for c in self.classes if c.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the score as plain numbers, lists and dicts; what is undefined is None, so that it is valid JSON."""
+        low, high = self.interval or (None, None)
+        classes = [_class_row(c) for c in self.classes]
+        return {"value": _plain(self.value), "low": low, "high": high, "runs": list(self.runs), "classes": classes}
+
+
+def czii_score(
+    truth: Sequence[Picks],
+    picks: Sequence[Picks],
+    particles: Sequence[Particle] = CZII_PARTICLES,
+    *,
+    beta: float = 4.0,
+    distance_factor: float = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """Return the official metric of the CZII Kaggle challenge (Peck et al. 2025), quirks included.
+
+    A particle is found when any pick of its class lies within `distance_factor` radii, inclusive. Matching is many-to-many: one
+    pick can find two particles, which makes `fp` (picks minus found particles) negative and F larger than 1. Counts are
+    summed over tomograms before F is taken. The headline divides by the sum of *all* weights, so a class that is absent from the
+    truth lowers the best score that can be had.
+
+    Raises
+    ------
+    ValueError
+        As `pair_runs`; or if no particle has a weight.
+    """
+    pairs = pair_runs(truth, picks, particles)
+    weights = np.array([p.metric_weight for p in particles])
+    if not weights.sum() > 0:
+        raise ValueError(f"czii_score: the weights of {[p.name for p in particles]} sum to {weights.sum()}; give at least one a metric_weight")
+    counts = _Counts.of(pairs, particles)
+    for row, (true, picked) in enumerate(pairs):
+        for column, p in enumerate(particles):
+            t, c = true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
+            counts.tp[row, column] = _found(t, c, distance_factor * p.radius_angstrom)
+    has_truth = counts.truths.sum(axis=0) > 0
+    share = float(weights[has_truth].sum() / weights.sum())
+    return _score(counts, particles, weights, beta=beta, share=share, draws=_draws(len(pairs), resamples, seed))
+
+
+def f1_score(
+    truth: Sequence[Picks],
+    picks: Sequence[Picks],
+    particles: Sequence[Particle] = CZII_PARTICLES,
+    *,
+    radius_fraction: float = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """Return F1 with one-to-one matching within `radius_fraction` radii, inclusive.
+
+    Of all pairings the one with most pairs counts, and of these the one with the smallest sum of distances. The headline is the
+    unweighted mean over classes that have truth and a positive `metric_weight`: with the CZII classes it leaves out beta-amylase,
+    as SemiETPicker's tables do (arXiv 2510.22454, whose table 1 is the mean of its table 2 without that class).
+
+    Raises
+    ------
+    ValueError
+        As `pair_runs`.
+    """
+    pairs = pair_runs(truth, picks, particles)
+    counts = _Counts.of(pairs, particles)
+    residuals: list[list[Positions]] = [[np.empty((0, 3))] for _ in particles]
+    for row, (true, picked) in enumerate(pairs):
+        for column, p in enumerate(particles):
+            t, c = true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
+            i, j = match_one_to_one(t, c, radius_fraction * p.radius_angstrom)
+            counts.tp[row, column] = len(i)
+            residuals[column].append(c[j] - t[i])
+    means = [_mean_position(np.concatenate(parts)) for parts in residuals]
+    weights = np.array([float(p.metric_weight > 0) for p in particles])
+    return _score(counts, particles, weights, beta=1.0, draws=_draws(len(pairs), resamples, seed), residuals=means)
+
+
+def score_picks(truth: Sequence[Picks], picks: Sequence[Picks], particles: Sequence[Particle] = CZII_PARTICLES) -> dict[str, Score]:
+    """Return the three scores that a report shows: F1 at 0.5 and 0.75 radii, one-to-one, and the CZII metric.
+
+    Raises
+    ------
+    ValueError
+        As `pair_runs`.
+    """
+    return {
+        "F1@0.5r": f1_score(truth, picks, particles, radius_fraction=0.5),
+        "F1@0.75r": f1_score(truth, picks, particles, radius_fraction=0.75),
+        "F4 (CZII)": czii_score(truth, picks, particles),
+    }
+
+
+def match_one_to_one(truth_zyx: Positions, picks_zyx: Positions, limit_angstrom: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return indices `(m,)` into truth and picks of the most pairs within the limit (inclusive), nearest where there is a choice."""
+    nothing = np.empty(0, dtype=np.intp)
+    if not len(truth_zyx) or not len(picks_zyx):
+        return nothing, nothing
+    near = KDTree(truth_zyx).sparse_distance_matrix(KDTree(picks_zyx), limit_angstrom, output_type="ndarray")
+    truths, i = np.unique(near["i"], return_inverse=True)  # only what has a partner in reach: the matrix stays small
+    picks, j = np.unique(near["j"], return_inverse=True)
+    gain = np.zeros((len(truths), len(picks)))
+    gain[i, j] = (1 + limit_angstrom) * (1 + len(truths)) - near["v"]  # one more pair outweighs all distances together
+    i, j = linear_sum_assignment(gain, maximize=True)
+    paired = gain[i, j] > 0
+    return truths[i[paired]], picks[j[paired]]
+
+
+def f_beta(tp: ArrayLike, truths: ArrayLike, picks: ArrayLike, beta: float) -> NDArray[np.float64]:
+    """Return F_beta of counts, elementwise: (1 + b²) tp / (b² truths + picks); NaN where there is no truth."""
+    true, found = np.asarray(truths, dtype=np.float64), (1 + beta**2) * np.asarray(tp, dtype=np.float64)
+    everything = beta**2 * true + np.asarray(picks)
+    return np.asarray(np.divide(found, everything, out=np.full(everything.shape, np.nan), where=true > 0))
+
+
+def pair_runs(truth: Sequence[Picks], picks: Sequence[Picks], particles: Sequence[Particle]) -> list[tuple[Picks, Picks]]:
+    """Return (truth, picks) of every run of the truth, in its order; a run without picks gets empty ones.
+
+    Picks of other runs are left out. A run whose truth is empty is scored: all its picks are false.
+
+    Raises
+    ------
+    ValueError
+        If the truth has no run or a position twice in one run, or a class occurs that is not among the particles.
+    """
+    if not truth:
+        raise ValueError("scoring: the truth has no run; it must have at least one: give the curated picks of the tomograms to score")
+    true_parts, picked_parts = _by_run(truth), _by_run(picks)
+    pairs = []
+    for run, parts in true_parts.items():
+        true, picked = Picks.concatenate(run, parts), Picks.concatenate(run, picked_parts.get(run, []))
+        for what, those in (("truth", true), ("picks", picked)):
+            _check_names(what, those, particles)
+        if len(np.unique(true.positions_zyx, axis=0)) < len(true):
+            raise ValueError(f"truth of {run!r}: a position is listed twice; it must be there once: remove duplicates, and give each file once")
+        pairs.append((true, picked))
+    return pairs
+
+
+def score_rows(scores: Mapping[str, Score]) -> list[dict[str, str]]:
+    """Return the lines of the table of scores as text cells: one per class, the last for the headline.
+
+    Numbers of picks, precision and recall are those of the first score, which also shows its intervals.
+    """
+    first = next(iter(scores.values()))
+    rows = []
+    for place, c in enumerate(first.classes):
+        row = {"class": c.name, "truth": str(c.truths), "picks": str(c.picks), "precision": _number(c.precision), "recall": _number(c.recall)}
+        rows.append(row | {name: _cell(s.classes[place], with_interval=s is first) for name, s in scores.items()})
+    total = {"class": "all", "truth": str(sum(c.truths for c in first.classes)), "picks": str(sum(c.picks for c in first.classes))}
+    rows.append(total | {"precision": "", "recall": ""} | {name: _cell(s, with_interval=True) for name, s in scores.items()})
+    return rows
+
+
+def score_note(score: Score) -> str:
+    """Return one sentence that says what the intervals of a table of scores rest on."""
+    if len(score.runs) < 2:
+        return "No intervals: one tomogram does not tell how much tomograms differ."
+    return f"Intervals: 95 %, bootstrap over {len(score.runs)} tomograms."
+
+
+def score_table(scores: Mapping[str, Score]) -> str:
+    """Return the table of scores as Markdown that also reads as plain text, with a note on what the numbers are."""
+    rows = score_rows(scores)
+    lines = [list(rows[0]), *([cell.replace("|", "\\|") for cell in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [[cell.ljust(w) if place == 0 else cell.rjust(w) for place, (cell, w) in enumerate(zip(line, widths, strict=True))] for line in lines]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
+    return f"{table}\n\n{score_note(next(iter(scores.values())))}\n"
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """Found, true and picked particles, each `(runs, classes)`. They add up, which is what makes the bootstrap cheap."""
+
+    runs: tuple[str, ...]
+    tp: NDArray[np.int64]
+    truths: NDArray[np.int64]
+    picks: NDArray[np.int64]
+
+    @staticmethod
+    def of(pairs: Sequence[tuple[Picks, Picks]], particles: Sequence[Particle]) -> _Counts:
+        truths, picks = (np.array([[np.sum(pair[side].names == p.name) for p in particles] for pair in pairs], dtype=np.int64) for side in (0, 1))
+        return _Counts(tuple(true.run for true, _ in pairs), np.zeros_like(truths), truths, picks)
+
+
+def _score(
+    counts: _Counts,
+    particles: Sequence[Particle],
+    weights: NDArray[np.float64],
+    *,
+    beta: float,
+    draws: NDArray[np.int64],
+    share: float = 1.0,
+    residuals: Sequence[tuple[float, float, float] | None] | None = None,
+) -> Score:
+    tp, truths, picks = (part.sum(axis=0) for part in (counts.tp, counts.truths, counts.picks))
+    values = f_beta(tp, truths, picks, beta)
+    resampled = f_beta(draws @ counts.tp, draws @ counts.truths, draws @ counts.picks, beta)  # (resamples, classes)
+    classes = tuple(
+        ClassScore(p.name, int(tp[k]), int(picks[k] - tp[k]), int(truths[k] - tp[k]), float(values[k]), _interval(resampled[:, k]), residual)
+        for k, (p, residual) in enumerate(zip(particles, residuals or [None] * len(particles), strict=True))
+    )
+    headline = float(share * _weighted_mean(values, weights)) if share else 0.0
+    return Score(headline, _interval(share * _weighted_mean(resampled, weights)), classes, counts.runs)
+
+
+def _draws(runs: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    """Return how often each run occurs in each resample, `(resamples, runs)`; no resample of a single run."""
+    return np.asarray(np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=resamples if runs > 1 else 0))
+
+
+def _weighted_mean(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean over the last axis of what is defined: a resample may have lost a class's truth."""
+    present = weights * ~np.isnan(values)
+    total = present.sum(axis=-1)
+    weighted = (present * np.nan_to_num(values)).sum(axis=-1)
+    return np.asarray(np.divide(weighted, total, out=np.full(total.shape, np.nan), where=total > 0))
+
+
+def _interval(values: NDArray[np.float64]) -> Interval | None:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _found(truth_zyx: Positions, picks_zyx: Positions, limit_angstrom: float) -> int:
+    if not len(truth_zyx) or not len(picks_zyx):
+        return 0
+    # columns reversed, so that squares are summed in the official order and a distance at the limit rounds alike
+    hits = KDTree(picks_zyx[:, ::-1]).query_ball_tree(KDTree(truth_zyx[:, ::-1]), r=limit_angstrom)
+    return len({particle for found in hits for particle in found})
+
+
+def _by_run(parts: Sequence[Picks]) -> dict[str, list[Picks]]:
+    runs: dict[str, list[Picks]] = defaultdict(list)
+    for part in parts:
+        runs[part.run].append(part)
+    return runs
+
+
+def _check_names(what: str, picks: Picks, particles: Sequence[Particle]) -> None:
+    known = [p.name for p in particles]
+    unknown = sorted(set(picks.names.tolist()) - set(known))
+    if unknown:
+        raise ValueError(f"{what} of {picks.run!r}: unknown class {', '.join(map(repr, unknown))}; known are {', '.join(known)}: rename or remove it")
+
+
+def _mean_position(positions_zyx: Positions) -> tuple[float, float, float] | None:
+    if not len(positions_zyx):
+        return None
+    z, y, x = positions_zyx.mean(axis=0).tolist()
+    return z, y, x
+
+
+def _class_row(c: ClassScore) -> dict[str, Any]:
+    row = asdict(c)
+    low, high = row.pop("interval") or (None, None)
+    residual = row.pop("residual_zyx")
+    row |= {"value": _plain(c.value), "low": low, "high": high, "precision": _plain(c.precision), "recall": _plain(c.recall)}
+    return row | {"residual_zyx": list(residual) if residual else None}
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
+
+
+def _cell(score: Score | ClassScore, *, with_interval: bool) -> str:
+    low_high = f" [{score.interval[0]:.3f}, {score.interval[1]:.3f}]" if with_interval and score.interval else ""
+    return _number(score.value) + low_high

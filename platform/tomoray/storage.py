@@ -1,0 +1,298 @@
+"""One door to files: local paths, s3:// and https://.
+
+Everything that tomoray reads or writes passes through here, so that a path is a path wherever the files lie. Keys, region and
+endpoint come from the environment as for every S3 tool (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...); `TOMORAY_S3_ANONYMOUS=1`
+asks for no keys, as public buckets want it. Older S3-compatible servers also need `AWS_REQUEST_CHECKSUM_CALCULATION=when_required`.
+
+Nothing half-written is ever seen under its name: local files are written beside it and moved, objects are put whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+Uri = str | Path
+
+_REMOTE = ("s3", "http", "https")
+
+
+def as_text(uri: Uri) -> str:
+    """Return a path or address as text without a slash at its end; `Path` swallows a slash of `s3://`, which is put back."""
+    text = re.sub(rf"^({'|'.join(_REMOTE)}):/(?!/)", r"\1://", str(uri)).removeprefix("file://")
+    return text.rstrip("/") or "/"
+
+
+def protocol(uri: Uri) -> str:
+    """Return "file", "s3", "http" or "https".
+
+    Raises
+    ------
+    ValueError
+        If the address names another kind of storage.
+    """
+    scheme, separator, _ = as_text(uri).partition("://")
+    if not separator:
+        return "file"
+    if scheme not in _REMOTE:
+        raise ValueError(f"{uri}: unknown kind of storage {scheme!r}; give a local path, s3://bucket/key or https://host/path")
+    return scheme
+
+
+def is_local(uri: Uri) -> bool:
+    """Return whether a path lies in the file system of this machine."""
+    return protocol(uri) == "file"
+
+
+def local_path(uri: Uri) -> Path:
+    """Return the `Path` of a local file.
+
+    Raises
+    ------
+    ValueError
+        If it is not local.
+    """
+    if not is_local(uri):
+        raise ValueError(f"{uri}: this needs a local path; copy the file to this machine first")
+    return Path(as_text(uri)).expanduser()
+
+
+def join(uri: Uri, *parts: str) -> str:
+    """Return the path of something inside a folder."""
+    if is_local(uri):
+        return str(local_path(uri).joinpath(*parts))
+    return "/".join([as_text(uri), *(part.strip("/") for part in parts)])
+
+
+def options(uri: Uri) -> dict[str, Any]:
+    """Return what fsspec needs to know to open this kind of address.
+
+    The endpoint is passed on although s3fs would find it too: fsspec keeps one file system per set of options, and a process that
+    talks to two servers must not get the first one twice.
+    """
+    if protocol(uri) != "s3":
+        return {}
+    return {
+        "anon": os.environ.get("TOMORAY_S3_ANONYMOUS", "0") not in ("", "0"),
+        "endpoint_url": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None,
+        "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 10}},  # hundreds of workers start at once: slow down together
+        "use_listings_cache": False,  # other workers write while we look
+    }
+
+
+def resolve(uri: Uri) -> tuple[Any, str]:
+    """Return the fsspec file system of an address and the path within it."""
+    import fsspec
+
+    if is_local(uri):
+        return fsspec.filesystem("file"), str(local_path(uri).absolute())
+    filesystem = fsspec.filesystem(protocol(uri), **options(uri))
+    return filesystem, filesystem._strip_protocol(as_text(uri))
+
+
+def exists(uri: Uri) -> bool:
+    """Return whether there is a file or a folder."""
+    filesystem, path = resolve(uri)
+    with plain_errors(uri):
+        return bool(filesystem.exists(path))
+
+
+def list_names(uri: Uri) -> list[str]:
+    """Return the sorted names of the files and folders in a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    """
+    filesystem, path = resolve(uri)
+    with plain_errors(uri):
+        names = (entry.rstrip("/").rpartition("/")[2] for entry in filesystem.ls(path, detail=False) if entry.rstrip("/") != path)
+        return sorted(names)
+
+
+def size_bytes(uri: Uri) -> int:
+    """Return the size of a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    """
+    filesystem, path = resolve(uri)
+    with plain_errors(uri):
+        size = filesystem.size(path)
+    if size is None:
+        raise ConnectionError(f"{as_text(uri)}: the server does not tell the size of the file, which must be known: download it first")
+    return int(size)
+
+
+def read_bytes(uri: Uri) -> bytes:
+    """Return what a file holds.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    PermissionError
+        If it may not be read.
+    """
+    filesystem, path = resolve(uri)
+    with plain_errors(uri):
+        return bytes(filesystem.cat_file(path))
+
+
+def read_ranges(uri: Uri, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """Return the bytes from `start` up to `end` of each range, fetched side by side; shorter where the file ends before.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    PermissionError
+        If it may not be read.
+    """
+    filesystem, path = resolve(uri)
+    starts, ends = [start for start, _ in ranges], [end for _, end in ranges]
+    with plain_errors(uri):
+        if ranges and protocol(uri) in ("http", "https"):
+            first = bytes(filesystem.cat_file(path, start=starts[0], end=ends[0]))
+            if len(first) > ends[0] - starts[0]:  # a plain web server knows no ranges and sends the whole file: do not ask for each
+                return [first[start:end] for start, end in ranges]
+        return [bytes(part) for part in filesystem.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")]
+
+
+def write_bytes(uri: Uri, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    if is_local(uri):
+        with new_file(uri) as path:
+            path.write_bytes(data)
+        return
+    filesystem, path_there = resolve(uri)
+    with plain_errors(uri):
+        filesystem.pipe_file(path_there, data)
+
+
+def remove(uri: Uri) -> None:
+    """Remove a file or a folder with all it holds; nothing happens where there is none."""
+    if exists(uri):
+        filesystem, path = resolve(uri)
+        with plain_errors(uri):
+            filesystem.rm(path, recursive=True)
+
+
+@contextmanager
+def new_file(uri: Uri) -> Iterator[Path]:
+    """Yield a local path to write to; the file gets its name when the block ends well, and is dropped when it does not."""
+    with _staging_folder(uri) as folder:
+        written = folder / Path(as_text(uri)).name
+        yield written
+        if is_local(uri):
+            written.replace(local_path(uri))
+        else:
+            _put(uri, [(written, as_text(uri))])
+
+
+@contextmanager
+def new_folder(uri: Uri) -> Iterator[Path]:
+    """Yield a local folder to fill; it replaces what bears the name when the block ends well, and is dropped when it does not.
+
+    A folder of objects cannot be put in one piece. The deepest files go first, so that those which say what the folder is
+    (a card, `.zattrs`, `zarr.json`) are only there once the rest is.
+    """
+    with _staging_folder(uri) as staging:
+        written = staging / "new"
+        written.mkdir()
+        yield written
+        if is_local(uri):
+            target = local_path(uri)
+            if target.exists():
+                target.replace(staging / "old")
+            written.replace(target)
+            return
+        files = sorted((path.relative_to(written) for path in written.rglob("*") if path.is_file()), key=lambda path: -len(path.parts))
+        remove(uri)
+        for depth in sorted({len(path.parts) for path in files}, reverse=True):
+            _put(uri, [(written / path, join(uri, *path.parts)) for path in files if len(path.parts) == depth])
+
+
+@contextmanager
+def local_copy(uri: Uri) -> Iterator[Path]:
+    """Yield a local path of a file or folder: its own where it is local, else that of a copy which goes away with the block."""
+    if is_local(uri):
+        yield local_path(uri)
+        return
+    filesystem, path = resolve(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.rpartition("/")[2]
+        with plain_errors(uri):
+            filesystem.get(path, str(copy), recursive=True)
+        yield copy
+
+
+@contextmanager
+def _staging_folder(uri: Uri) -> Iterator[Path]:
+    """Yield a folder for work in progress, on the file system of a local target so that moving is one step."""
+    if not is_local(uri):
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _put(uri: Uri, copies: Sequence[tuple[Path, str]]) -> None:
+    filesystem, _ = resolve(uri)
+    with plain_errors(uri):
+        filesystem.put([str(source) for source, _ in copies], [filesystem._strip_protocol(target) for _, target in copies])
+
+
+@contextmanager
+def plain_errors(uri: Uri) -> Iterator[None]:
+    """Turn what the storage libraries raise into the two or three errors that a person can act upon."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{as_text(uri)}: there is no such file or folder; check the path and, for s3://, the bucket and the endpoint"
+        ) from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{as_text(uri)}: this is a folder where a file is needed; give the path of a file in it") from None
+    except PermissionError as error:
+        raise PermissionError(_refused(uri, error)) from None
+    except _library_errors() as error:
+        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError") or getattr(error, "status", 0) in (401, 403):
+            raise PermissionError(_refused(uri, error)) from None
+        raise ConnectionError(
+            f"{as_text(uri)}: the server did not answer as it must ({error}); check the address, AWS_ENDPOINT_URL and the network"
+        ) from error
+
+
+def _refused(uri: Uri, error: Exception) -> str:
+    if is_local(uri):
+        return f"{as_text(uri)}: access refused ({error}); you need the right to read or write here: ask its owner, or choose another folder"
+    return (
+        f"{as_text(uri)}: access refused ({error}); the key must have the right to this object, which must exist: "
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or TOMORAY_S3_ANONYMOUS=1 for a public bucket"
+    )
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    # Looked up when something has failed, so that local work never imports them.
+    from aiohttp import ClientError
+    from botocore import exceptions  # type: ignore[import-untyped]
+
+    return ClientError, exceptions.BotoCoreError, exceptions.ClientError
