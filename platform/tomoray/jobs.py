@@ -186,12 +186,21 @@ class ScoreJob(WithParticles):
 
 
 class DemoJob(Settings):
-    """The whole main job in a row: simulate, index, train, pick, score, look."""
+    """The whole main job in a row: simulate, index, train, pick, score, look.
+
+    Its steps read and write in its own folder, whatever paths they name. The defaults suit two cores and ten minutes.
+    """
 
     output: str = Field("demo", description="folder for everything")
-    simulate: SimulateJob = SimulateJob()
-    index: IndexJob = IndexJob()
-    train: TrainJob = TrainJob()
+    simulate: SimulateJob = SimulateJob(tomograms=13, shape_zyx=(64, 320, 320), crowding=4.0)
+    index: IndexJob = IndexJob(validation=0.25, test=0.3, contrast="dark")
+    train: TrainJob = TrainJob(
+        epochs=20,
+        steps_per_epoch=50,
+        network=NetworkSettings(width=16, blocks=(1, 1, 1, 1)),
+        crops=CropSettings(patch_vox=64, batch_size=4),
+        workers=WorkerSettings(count=2),
+    )
     pick: PickJob = PickJob()
 
 
