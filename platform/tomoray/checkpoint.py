@@ -13,9 +13,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -98,7 +100,7 @@ def read_card(uri: str | Path) -> Card:
         return Card(**table)
     except FileNotFoundError:
         raise FormatError(f"{uri}: no checkpoint, {CARD} is missing; give the folder that `tomoray train` printed") from None
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{where}: not a card of tomoray {tomoray.__version__} ({error}); train again, or use the version that wrote it") from None
 
 
@@ -111,13 +113,24 @@ def load_picker(uri: str | Path, *, device: torch.device | str = "cpu") -> tuple
         If the folder is no checkpoint or its weights do not fit its card.
     """
     card = read_card(uri)
-    picker = card.build()
     try:
-        weights = torch.load(io.BytesIO(storage.read_bytes(storage.join(str(uri), PICKER))), map_location=device, weights_only=True)
-        picker.load_state_dict(weights)
-    except RuntimeError as error:
+        picker = card.build()
+        picker.load_state_dict(_read_weights(storage.join(str(uri), PICKER), device))
+    except FileNotFoundError:
+        raise FormatError(f"{uri}: {PICKER} is missing; a checkpoint has it beside {CARD}: copy the whole folder, or train again") from None
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
         raise FormatError(f"{uri}: {PICKER} does not fit {CARD} ({str(error).splitlines()[0]}); the checkpoint is damaged: train again") from None
     return picker.to(device).eval(), card
+
+
+def _read_weights(uri: str, device: torch.device | str) -> Any:
+    content = storage.read_bytes(uri)
+    if not zipfile.is_zipfile(io.BytesIO(content)):  # torch would take it for a pickle of old, and fail in a dozen ways
+        raise ValueError("it is cut short, or no file of weights")
+    try:
+        return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    except UnpicklingError:  # torch's own message advises to load it all the same, and so to run what it holds
+        raise ValueError("it holds other things than weights") from None
 
 
 def fingerprint(uri: str | Path, length: int = 12) -> str:

@@ -72,7 +72,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str,
 def _spell(default: Any) -> str:
     if isinstance(default, tuple) and default and isinstance(default[0], Settings):
         return ", ".join(str(getattr(item, "name", item)) for item in default)
-    return "not set" if default is None else str(list(default) if isinstance(default, tuple) else default)
+    return "not set" if default is None or default == "" else str(list(default) if isinstance(default, tuple) else default)
 
 
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:

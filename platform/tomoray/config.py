@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """A table of a job file: unknown keys are refused, values do not change after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 Model = TypeVar("Model", bound=Settings)
@@ -71,7 +72,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
         key, equals, text = word.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {word!r}: it must read key=value, with dots for tables, as in optimizer.learning_rate=0.001")
-        parsed[key.strip()] = parse_value(text)
+        parsed[key.strip()] = parse_value(text.strip())
     return parsed
 
 
@@ -132,14 +133,18 @@ def _put(table: dict[str, Any], dotted: str, value: Any) -> None:
 def _write_table(table: Mapping[str, Any], prefix: str, lines: list[str]) -> None:
     inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     tables = {key: value for key, value in table.items() if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value)}
-    lines += [f"{key} = {_toml_value(value)}" for key, value in table.items() if key not in inner and key not in tables]
+    lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in table.items() if key not in inner and key not in tables]
     for key, value in inner.items():
-        lines += ["", f"[{prefix}{key}]"]
-        _write_table(value, f"{prefix}{key}.", lines)
+        lines += ["", f"[{prefix}{_toml_key(key)}]"]
+        _write_table(value, f"{prefix}{_toml_key(key)}.", lines)
     for key, rows in tables.items():
         for row in rows:
-            lines += ["", f"[[{prefix}{key}]]"]
-            _write_table(row, f"{prefix}{key}.", lines)
+            lines += ["", f"[[{prefix}{_toml_key(key)}]]"]
+            _write_table(row, f"{prefix}{_toml_key(key)}.", lines)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml_value(key)  # names of particles may hold dots and spaces
 
 
 def _toml_value(value: Any) -> str:

@@ -108,6 +108,7 @@ class CropSettings(Settings):
     patch_vox: EvenSize = Field(96, description="edge of a crop in voxels")
     per_visit: PositiveInt = Field(16, description="crops cut each time a tomogram is read")
     centred_fraction: Fraction = Field(0.5, description="share of crops around a particle, classes drawn evenly; the rest lie anywhere")
+    readers: PositiveInt = Field(2, description="tomograms read at the same time, for each stream")
     batch_size: PositiveInt = Field(8, description="crops per step and worker")
     shuffle_crops: Annotated[int, Field(ge=0)] = Field(128, description="crops among which each worker shuffles")
 

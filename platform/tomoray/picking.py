@@ -75,7 +75,7 @@ def predict(picker: Picker, volume: NDArray[np.float32], *, window: Window = Win
     """
     device = next(picker.parameters()).device
     dtype = autocast_dtype(precision, device)
-    training = picker.training
+    modes = [(module, module.training) for module in picker.modules()]  # one by one: a teacher stays in eval where its picker is not
     picker.eval()
     cells = [-(-n // picker.stride) for n in volume.shape]
     grid = torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)).to(device)[None, None]
@@ -92,7 +92,8 @@ def predict(picker: Picker, volume: NDArray[np.float32], *, window: Window = Win
             place = tuple(slice(c // picker.stride, (c + t) // picker.stride) for c, t in zip(corner, tile, strict=True))
             total[(slice(None), *place)] += scores * weights
             mass[place] += weights
-    picker.train(training)
+    for module, mode in modes:
+        module.training = mode
     assert total is not None
     return total / mass
 
@@ -101,7 +102,8 @@ def tile_starts(length: int, tile: int, overlap: float, stride: int) -> list[int
     """Return where tiles start along an axis: evenly spread, on the stride, at least `overlap` shared, the last ending at `length`."""
     if tile >= length:
         return [0]
-    count = 1 + math.ceil((length - tile) / max(1, int(tile * (1 - overlap))))
+    step = max(stride, int(tile * (1 - overlap)) // stride * stride)  # on the stride, or rounding below would eat into the overlap
+    count = 1 + math.ceil((length - tile) / step)
     return [stride * round((length - tile) * i / (count - 1) / stride) for i in range(count)]
 
 

@@ -53,13 +53,14 @@ def z_score(volume: NDArray[Any], *, where: str = "volume") -> NDArray[np.float3
     FormatError
         If a value is NaN or infinite, or all values are equal.
     """
-    mean = float(np.mean(volume, dtype=np.float64))
+    with np.errstate(invalid="ignore"):  # plus and minus infinity; said below
+        mean = float(np.mean(volume, dtype=np.float64))
     if not np.isfinite(mean):
         bad = int((~np.isfinite(volume)).sum())
         raise FormatError(f"{where}: {bad} of {volume.size} values are NaN or infinite; all must be finite: reconstruct it again, or fill the gaps")
     deviations = volume - np.asarray(mean, dtype=np.float64 if volume.dtype == np.float64 else np.float32)  # CZII values are near 1e-5: no eps
     std = float(np.sqrt(np.mean(np.square(deviations, dtype=np.float64))))
-    if not std > 0:
+    if not std > 0 or volume.min() == volume.max():  # the mean of equal numbers can be off by its last bit, and std above 0
         raise FormatError(f"{where}: all values are {mean:g}; a tomogram must vary: check the file")
     return np.asarray(deviations / std, dtype=np.float32)
 

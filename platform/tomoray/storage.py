@@ -65,10 +65,10 @@ def local_path(uri: Uri) -> Path:
 
 
 def join(uri: Uri, *parts: str) -> str:
-    """Return the path of something inside a folder."""
+    """Return the path of something inside a folder; empty parts are left out."""
     if is_local(uri):
         return str(local_path(uri).joinpath(*parts))
-    return "/".join([as_text(uri), *(part.strip("/") for part in parts)])
+    return "/".join([as_text(uri).rstrip("/"), *(part.strip("/") for part in parts if part)])
 
 
 def options(uri: Uri) -> dict[str, Any]:

@@ -236,18 +236,25 @@ def test_noise_is_stationary_and_differs_between_tomograms_in_colour():
     assert np.std(neighbours) > 0.01
 
 
-def test_domain_shift_makes_noise_redder_and_particles_weaker():
-    def low_share(values: np.ndarray) -> float:
-        power = np.abs(np.fft.fftn(values)) ** 2
-        k = np.linalg.norm(np.meshgrid(*(np.fft.fftfreq(n) for n in values.shape), indexing="ij"), axis=0)
-        return float(power[(k > 0) & (k < 0.1)].sum() / power[k > 0].sum())
-
+def test_domain_shift_makes_noise_redder_but_not_stronger_and_blurs_and_widens_the_wedge():
+    """Colour and blur are looked at without the CTF, since more defocus changes the spectrum of both noise and signal by itself."""
     shifts = [replace(SMALL, domain_shift=shift) for shift in (0.0, 0.5, 1.0)]
+    k = np.meshgrid(*(np.fft.fftfreq(n) for n in SMALL.shape_zyx), indexing="ij")
+    length = np.linalg.norm(k, axis=0)
+
+    def share(values: np.ndarray, chosen: np.ndarray) -> float:
+        power = np.abs(np.fft.fftn(values.astype(np.float64))) ** 2
+        return float(power[chosen].sum() / power[length > 0].sum())
+
     noise = [volume(replace(scene, **EMPTY)) for scene in shifts]
-    red = [low_share(n) for n in noise]
-    assert red[0] + 0.03 < red[1] < red[2] - 0.03
-    ratios = [volume(replace(scene, noise=0.0)).std() / n.std() for scene, n in zip(shifts, noise, strict=True)]
-    assert ratios[0] > 1.1 * ratios[1] > 1.2 * ratios[2]
+    red = [share(volume(replace(scene, ctf=False, resolution_angstrom=0.0, **EMPTY)), (length > 0) & (length < 0.1)) for scene in shifts]
+    assert 1.1 * red[0] < red[1] < red[2] / 1.1
+    np.testing.assert_allclose([n.std() / (1 + scene.domain_shift) for n, scene in zip(noise, shifts, strict=True)], UNIT * SMALL.noise, rtol=0.1)
+    fine = [share(volume(replace(scene, noise=0.0, ctf=False)), length > 0.2) for scene in shifts]
+    assert fine[0] > 1.1 * fine[1] > 1.2 * fine[2]
+    lost = (np.abs(k[0]) > np.abs(k[2]) * np.tan(np.deg2rad(48))) & (np.abs(k[0]) < np.abs(k[2]) * np.tan(np.deg2rad(60)))
+    assert share(noise[0], lost) > 0.01
+    assert share(noise[2], lost) < 1e-8
 
 
 # What is refused
@@ -333,7 +340,7 @@ def test_a_rerun_makes_only_what_is_missing_and_the_number_of_runs_changes_nothi
 
 def test_a_folder_with_another_scene_is_refused(tmp_path):
     write_dataset(tmp_path, replace(SMALL, shape_zyx=(48, 48, 48)), runs=1, seed=1)
-    with pytest.raises(ConfigError, match=r"noise 0\.15 -> 0\.2.*another folder"):
+    with pytest.raises(ConfigError, match=r"noise 0\.3 -> 0\.2.*another folder"):
         write_dataset(tmp_path, replace(SMALL, shape_zyx=(48, 48, 48), noise=0.2), runs=1, seed=1)
 
 

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import ray.data
+import ray.train
 import torch
 from numpy.typing import NDArray
+from ray.data import TaskPoolStrategy
 from ray.data.collate_fn import NumpyBatchCollateFn
 
 from tomoray.catalogue import CatalogueRow, read_row_picks
@@ -62,7 +64,8 @@ def crop_stream(source: CropSource, visits: Callable[[], tuple[int, int]]) -> Ca
     def make() -> ray.data.Dataset:
         items = plan(len(source.rows), *visits(), source.seed)
         stream = ray.data.from_items(items, override_num_blocks=max(1, min(len(items), 256)))
-        stream = stream.map_batches(partial(cut_crops, source=source), batch_size=1, num_cpus=1)
+        readers = TaskPoolStrategy(size=source.crops.readers)
+        stream = stream.map_batches(partial(cut_crops, source=source), batch_size=1, num_cpus=1, compute=readers)
         stream.context.execution_no_progress_timeout_s = -1  # a stream that waits for a validation has not failed
         stream.context.enable_progress_bars = False
         return stream

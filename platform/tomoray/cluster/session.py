@@ -37,6 +37,7 @@ def session() -> Iterator[None]:
     talkative = log.isEnabledFor(logging.DEBUG)  # else Ray repeats on our screen whatever its own processes find worth noting
     options = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT}, "logging_level": logging.WARNING, "log_to_driver": talkative}
     if on_cluster():
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # join the job's environment and ours where both name a variable
         ray.init(**options)
     else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

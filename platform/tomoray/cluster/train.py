@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -305,7 +306,10 @@ def _progress_bar(setup: Setup) -> Iterator[None]:
                 ended = over.wait(1.0)
                 news = _noted(setup.folder)
                 bar.set_postfix({key: f"{news[key]:.3f}" for key in ("loss", "val_f1") if key in news}, refresh=False)
-                bar.update(max(0, int(news.get("epoch", 0)) - bar.n))
+                if int(news.get("epoch", 0)) > bar.n:
+                    bar.update(int(news["epoch"]) - bar.n)
+                elif sys.stderr.isatty():
+                    bar.refresh()  # a file is spared a line per second
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

@@ -47,9 +47,10 @@ def read_candidates(uri: storage.Uri) -> tuple[Picks, dict[str, Any]]:
     FormatError
         If the file is no candidates table.
     """
+    content = storage.read_bytes(uri)
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except pa.ArrowInvalid as error:
+        table = pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError to Arrow
         raise FormatError(f"{uri}: not a Parquet file ({error}); give a table that `tomoray pick` wrote") from None
     missing = set(SCHEMA.names) - set(table.schema.names)
     if missing or ABOUT not in (table.schema.metadata or {}):

@@ -33,7 +33,6 @@ class Optics:
     resolution_angstrom: float
     red_angstrom: float
     red_power: float
-    signal: float
     noise: float
     scale: float
     offset: float
@@ -48,8 +47,7 @@ class Optics:
             resolution_angstrom=scene.resolution_angstrom * rng.uniform(0.9, 1.1) * (1 + 0.25 * shift),
             red_angstrom=rng.uniform(60, 120) * (1 - 0.3 * shift),
             red_power=rng.uniform(1.0, 2.0) + 0.4 * shift,
-            signal=1 - 0.2 * shift,
-            noise=scene.noise * (1 + 0.1 * shift),
+            noise=scene.noise,
             scale=(1 + shift) * (-UNIT if scene.contrast == "dark" else UNIT),
             offset=2 * BACKGROUND_SD * shift,
         )
@@ -91,7 +89,7 @@ def image(density: Array, scene: Scene, optics: Optics, rng: np.random.Generator
     spread = np.sqrt(2 / twice, dtype=np.float32) * np.float32(level)  # the inverse transform drops half the noise of those two planes
     for k, values in zip(kz, spectrum, strict=True):
         row, kept = plane(k)
-        values *= signal[row] * np.float32(optics.signal)
+        values *= signal[row]
         if level > 0:
             deviates = rng.standard_normal((h, len(kx), 2), dtype=np.float32)
             values += deviates.view(np.complex64)[..., 0] * colour[row] * spread

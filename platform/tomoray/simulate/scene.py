@@ -21,7 +21,7 @@ CZII_PER_UM3 = {
 }
 """Particles per cubic micrometre of tomogram, the mean of three CZII training tomograms (of 0.0733 cubic micrometres each)."""
 
-DEFAULT_NOISE = 0.15
+DEFAULT_NOISE = 0.3
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Scene:
     resolution_angstrom
         Signal and noise fall to 1/e at this spacing, as denoising leaves them; 0 for no limit.
     domain_shift
-        0 to 1: more and redder noise, a wider wedge, more defocus, more blur, weaker particles, another scale and offset of values.
+        0 to 1: redder noise, a wider wedge, more defocus, more blur, another scale and offset of values. The shifted tomograms are also
+        harder in themselves: what a picker loses to the shift is told by one that was trained on shifted tomograms, not by the unshifted score.
     contrast
         Whether particles are "dark" (negative, as CZII's) or "bright".
     maps

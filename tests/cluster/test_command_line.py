@@ -1,0 +1,153 @@
+"""The commands as people give them: in a shell, against object storage, and through `ray job submit`."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tomoray import storage
+from tomoray.catalogue import read_catalogue
+from tomoray.formats.czii import read_czii_csv
+
+ROOT = Path(__file__).parents[2]
+
+
+def tomoray(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tomoray", *arguments], capture_output=True, text=True, timeout=300, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_index_and_pick_from_a_bucket_to_a_bucket(s3_bucket: str, scene: object, checkpoint: str) -> None:
+    from tomoray.simulate import Scene, write_dataset
+
+    assert isinstance(scene, Scene)
+    write_dataset(f"{s3_bucket}/data", scene, runs=2, seed=9, formats=("zarr",))
+    with storage.new_folder(f"{s3_bucket}/picker") as folder:
+        for path in Path(checkpoint).iterdir():
+            (folder / path.name).write_bytes(path.read_bytes())
+    catalogue = f"{s3_bucket}/catalogue.parquet"
+    indexed = tomoray("index", "--source", f"{s3_bucket}/data", "--output", catalogue, "--contrast", "dark", "--validation", "0")
+    assert indexed.returncode == 0, indexed.stderr
+    assert [row.run for row in read_catalogue(catalogue)] == ["TS_0001", "TS_0002"]
+
+    options = ("--catalogue", catalogue, "--checkpoint", f"{s3_bucket}/picker", "--output", f"{s3_bucket}/picks")
+    picked = tomoray("pick", *options)
+    assert picked.returncode == 0, picked.stderr
+    assert "2 tomograms picked (0 before), 0 failed" in picked.stdout
+    assert sorted(storage.list_names(f"{s3_bucket}/picks/ExperimentRuns")) == ["TS_0001", "TS_0002"]
+    assert read_czii_csv(f"{s3_bucket}/picks/picks.csv")
+    assert "would pick 0 of 2 tomograms" in tomoray("pick", *options, "--dry-run").stdout
+
+    scored = tomoray(
+        "score",
+        "--catalogue",
+        catalogue,
+        "--picks",
+        f"{s3_bucket}/picks",
+        "--particles",
+        '[{name="ribosome", radius_angstrom=150}, {name="virus-like-particle", radius_angstrom=135}]',
+    )
+    assert scored.returncode == 0, scored.stderr
+    assert "virus-like-particle" in scored.stdout
+
+
+def test_mistakes_are_told_on_one_line_with_status_2(tmp_path: Path) -> None:
+    job = tmp_path / "train.toml"
+    job.write_text("epochz = 5\n[crops]\npatch_vox = 63\n")
+    result = tomoray("train", str(job))
+    assert result.returncode == 2
+    assert "unknown key 'epochz'; did you mean 'epochs'?" in result.stderr
+    assert "crops.patch_vox = 63" in result.stderr
+    assert "Traceback" not in result.stderr
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    result = tomoray("index", "--source", str(empty), "--output", str(tmp_path / "c.parquet"))
+    assert result.returncode == 2
+    assert "no usable tomogram" in result.stderr
+    assert not (tmp_path / "c.parquet").exists()
+
+    result = tomoray("pick", "--catalogue", str(tmp_path / "none.parquet"), "--checkpoint", str(tmp_path))
+    assert result.returncode == 2
+    assert "none.parquet" in result.stderr
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[str]:
+    """Address of the dashboard of a Ray head that was started as an administrator would, with only this test's processes."""
+    ports = [_free_port() for _ in range(3)]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: Ray's sockets lie in it
+        command = [
+            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"),
+            *(
+                f"--dashboard-agent-listen-port={ports[2]}",
+                "--num-cpus=8",
+                "--include-dashboard=true",
+                f"--temp-dir={folder}",
+                "--disable-usage-stats",
+            ),
+        ]
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            _wait_for_port(ports[1], process)
+            yield f"http://127.0.0.1:{ports[1]}"
+        finally:
+            process.kill()
+            process.wait(20)
+            subprocess.run(["pkill", "-9", "-f", folder], check=False)  # `ray stop` would end everybody's Ray; workers die with their raylet
+
+
+def test_every_verb_through_ray_job_submit(head: str, catalogue: str, checkpoint: str, tmp_path: Path) -> None:
+    submit = [
+        str(Path(sys.executable).with_name("ray")),
+        "job",
+        "submit",
+        "--address",
+        head,
+        "--working-dir",
+        ".",
+        "--runtime-env",
+        "jobs/runtime_env.yaml",
+    ]
+    data, new = tmp_path / "data", tmp_path / "new.parquet"
+    verbs = (
+        f"simulate jobs/simulate.toml --output {data} --tomograms 1 --shape-zyx [48,64,64] --crowding 8",
+        f"index jobs/index.toml --source {data} --output {new} --validation 0 --test 0",
+        f"pick jobs/pick.toml --splits [] --catalogue {new} --checkpoint {checkpoint} --output {tmp_path / 'picks'} --views 1",
+        f"train jobs/train_supervised_small.toml --dry-run --catalogue {catalogue}",
+    )
+    script = tmp_path / "verbs.sh"
+    script.write_text("set -e\n" + "".join(f"python -m tomoray {verb}\n" for verb in verbs))
+    result = subprocess.run([*submit, "--", "bash", str(script)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    assert "1 tomograms picked (0 before), 0 failed" in said
+    assert "would train" in said
+    assert len(read_catalogue(new)) == 1
+
+    failing = subprocess.run(
+        [*submit, "--", "python", "-m", "tomoray", "pick", "--catalogue", "none"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert failing.returncode == 1, "a job that fails must be seen to fail"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(240):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert process.poll() is None, "the head ended"
+        time.sleep(0.25)
+    raise AssertionError("the head did not come up")

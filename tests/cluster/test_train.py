@@ -1,0 +1,94 @@
+"""Training under Ray: what a run leaves behind, and that it survives the loss of a worker and of the driver."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_train_job
+from mlflow import MlflowClient
+
+from tomoray.catalogue import read_catalogue
+from tomoray.checkpoint import load_picker, read_card
+from tomoray.cluster.train import _noted, train
+from tomoray.config import ConfigError
+
+
+def alive_workers() -> list[int]:
+    """Return the process ids of the training workers that run now."""
+    from ray.util.state import list_actors
+
+    return [a.pid for a in list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]) if a.pid]
+
+
+def logged(tracking: str, run_id: str, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in MlflowClient(tracking).get_metric_history(run_id, key)]
+
+
+def test_a_run_leaves_a_picker_with_thresholds_and_a_record(checkpoint: str, tracking: str, catalogue: str) -> None:
+    picker, card = load_picker(checkpoint)
+    assert [p.name for p in card.particles] == ["ribosome", "virus-like-particle"]
+    assert set(card.thresholds) == {"ribosome", "virus-like-particle"}
+    assert card.validation["runs"] == [r.run for r in read_catalogue(catalogue) if r.split == "validation"]
+    assert card.validation["f1"]["value"] > 0.6, "a picker that saw 300 steps finds most of what is plainly there"
+    assert picker(torch.zeros(1, 1, 48, 48, 48)).shape == (1, 2, 24, 24, 24)
+
+    (run,) = MlflowClient(tracking).search_runs(["1"], "tags.verb = 'train' and attributes.status = 'FINISHED'")
+    assert run.data.params["network.width"] == "8"
+    assert {"loss", "supervised_loss", "val_f1", "val_f1/ribosome", "data_wait_share"} <= set(run.data.metrics)
+    assert [step for step, _ in logged(tracking, run.info.run_id, "loss")] == [25 * n for n in range(1, 13)]
+    files = {f.path for f in MlflowClient(tracking).list_artifacts(run.info.run_id, "checkpoint")}
+    assert files == {"checkpoint/picker.pt", "checkpoint/card.json", "checkpoint/job.toml"}
+    assert "job.toml" in {f.path for f in MlflowClient(tracking).list_artifacts(run.info.run_id)}
+
+
+def test_a_killed_worker_costs_no_more_than_the_epochs_since_the_last_checkpoint(
+    local_ray: None, catalogue: str, tmp_path: Path, tracking: str
+) -> None:
+    """`kill -9` of one of two workers; planted mistake: without `_resume` epoch 1 is logged twice."""
+    job = small_train_job(catalogue, tmp_path, name="killed", epochs=6, steps_per_epoch=20, validation__every_epochs=1)
+    folder = str(tmp_path / "killed")
+    killed: list[float] = []
+
+    def kill_one() -> None:
+        while _noted(folder).get("kept", 0) < 2:
+            time.sleep(0.2)
+        killed.append(_noted(folder)["kept"])
+        os.kill(alive_workers()[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    trained = train(job)
+    killer.join(5)
+    assert killed, "nothing was killed, so nothing was shown"
+    assert 2 <= killed[0] < 6, "the run was over before the kill"
+    assert _noted(folder)["kept"] == 6
+    steps = [step // 20 for step, _ in logged(tracking, trained.run.run_id, "loss")]
+    assert steps[-1] == 6
+    assert steps.count(1) == 1, f"epochs were {steps}: the run began anew"
+    assert len(steps) <= 6 + 1, f"epochs were {steps}: more than the epoch that was under way was lost"
+
+
+def test_the_same_name_goes_on_and_other_settings_are_refused(local_ray: None, catalogue: str, tmp_path: Path, tracking: str) -> None:
+    first = train(small_train_job(catalogue, tmp_path, name="longer", epochs=1, steps_per_epoch=3, workers__count=1))
+    with pytest.raises(ConfigError, match=r"a run of this name has another seed; give this one another name"):
+        train(small_train_job(catalogue, tmp_path, name="longer", epochs=2, steps_per_epoch=3, workers__count=1, seed=5))
+    second = train(small_train_job(catalogue, tmp_path, name="longer", epochs=2, steps_per_epoch=3, workers__count=1))
+    assert second.run.run_id == first.run.run_id
+    assert [step for step, _ in logged(tracking, second.run.run_id, "loss")] == [3, 6]
+    assert read_card(second.checkpoint).method == "supervised"
+
+
+def test_jobs_that_cannot_train_stop_before_a_worker_starts(catalogue: str, tmp_path: Path) -> None:
+    job = small_train_job(catalogue, tmp_path, particles=[{"name": "proteasome", "radius_angstrom": 80.0}])
+    with pytest.raises(ConfigError, match=r"its picks name ribosome, virus-like-particle, not proteasome; correct \[\[particles\]\]"):
+        train(job)
+    from tomoray.catalogue import assign_splits, write_catalogue
+
+    unsplit = str(tmp_path / "unsplit.parquet")
+    write_catalogue(unsplit, assign_splits(read_catalogue(catalogue)))
+    with pytest.raises(ConfigError, match="8 labelled tomograms to train on and 0 to validate on; there must be one of each"):
+        train(small_train_job(unsplit, tmp_path))
