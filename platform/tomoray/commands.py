@@ -17,6 +17,7 @@ from tomoray.catalogue import CatalogueRow, assign_splits, read_catalogue, read_
 from tomoray.config import ConfigError, Settings, dump_settings
 from tomoray.formats import open_tomogram
 from tomoray.formats.czii import read_czii_csv
+from tomoray.formats.layouts import Problem
 from tomoray.index import index
 from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, TrainJob
 from tomoray.report import draw_picks, write_report
@@ -25,6 +26,8 @@ from tomoray.simulate import Scene, write_dataset
 from tomoray.tomogram import Picks
 
 DONE, SOME_FAILED = 0, 3
+WARNINGS_SHOWN = 3  # of one kind
+KIND = 40  # letters by which warnings are told apart
 
 
 def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
@@ -91,8 +94,7 @@ def make_index(job: IndexJob, dry_run: bool = False) -> int:
             permissive=job.permissive,
             progress=progress,
         )
-    for problem in problems:
-        say(f"{problem.level}: {problem.message}")
+    _tell(problems)
     errors = sum(problem.level == "error" for problem in problems)
     if not rows:
         raise ConfigError(f"{job.source}: no usable tomogram, {errors} errors; see above, or give another source")
@@ -102,6 +104,19 @@ def make_index(job: IndexJob, dry_run: bool = False) -> int:
     counts = Counter(row.split or "left out" for row in rows)
     say(f"{len(rows)} tomograms ({', '.join(f'{n} {split}' for split, n in counts.items())}), {errors} errors -> {job.output}")
     return SOME_FAILED if errors else DONE
+
+
+def _tell(problems: Sequence[Problem]) -> None:
+    """List every error, and of warnings that say the same of many tomograms the first few."""
+    alike: Counter[str] = Counter()
+    for problem in problems:
+        kind = problem.message.removeprefix(problem.uri)[:KIND]
+        alike[kind] += problem.level == "warning"
+        if alike[kind] <= WARNINGS_SHOWN:
+            say(f"{problem.level}: {problem.message}")
+    for kind, count in alike.items():
+        if count > WARNINGS_SHOWN:
+            say(f"warning: and {count - WARNINGS_SHOWN} more that begin with {kind.lstrip(': ')!r}")
 
 
 def train(job: TrainJob, dry_run: bool = False) -> int:

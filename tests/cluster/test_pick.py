@@ -21,7 +21,7 @@ from tomoray.formats.copick import read_copick_picks
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.failures import read_failures
 from tomoray.formats.mrc import write_mrc
-from tomoray.jobs import PickJob
+from tomoray.jobs import IndexJob, PickJob
 from tomoray.preprocessing import resample
 from tomoray.scoring import f1_score
 from tomoray.tomogram import Tomogram
@@ -159,6 +159,24 @@ def test_other_voxel_sizes_and_contrasts_give_picks_in_the_tomograms_own_coordin
     residual = scores[1].of("ribosome").residual_zyx
     assert residual is not None
     assert max(map(abs, residual)) < 15.0, "resampling must not shift picks"
+
+
+def test_real_tomograms_are_indexed_and_picked(shared_data: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pieces of real tomograms of 10.5 and 23.2 angstrom, as MRC and in nine kinds of OME-Zarr, two of them damaged."""
+    for name, errors in (("tomograms", 0), ("zarr", 1)):
+        catalogue = str(tmp_path / f"{name}.parquet")
+        indexed = commands.make_index(IndexJob(source=str(shared_data / name), output=catalogue, validation=0.0))
+        said = capsys.readouterr()
+        assert indexed == (commands.SOME_FAILED if errors else commands.DONE)
+        assert "particles are taken to be dark, a guess" in said.out + said.err
+        assert commands.pick(job_for(catalogue, checkpoint, tmp_path / name)) == commands.DONE
+        rows = read_catalogue(catalogue)
+        assert committed(next((tmp_path / name / "candidates").iterdir()).as_posix()) == {row.tomogram_id for row in rows}
+        for row in rows:
+            candidates, _ = read_candidates(next((tmp_path / name / "candidates").rglob(f"{row.tomogram_id}.parquet")))
+            extent = np.multiply(row.shape_zyx, row.voxel_angstrom)
+            assert (candidates.positions_zyx > 0).all()
+            assert (candidates.positions_zyx < extent + row.voxel_angstrom).all()
 
 
 def test_a_job_without_anything_to_pick_says_so(catalogue: str, checkpoint: str, tmp_path: Path) -> None:

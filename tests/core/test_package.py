@@ -25,8 +25,10 @@ JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 
 LAYERS = [
     ["config", "tomogram"],
-    ["formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"]
-    + ["peaks", "scoring", "thresholds"],
+    [
+        *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
+        *("peaks", "scoring", "thresholds"),
+    ],
     ["methods"],
     ["training", "picking"],
     ["jobs", "checkpoint", "report"],

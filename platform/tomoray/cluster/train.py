@@ -113,6 +113,8 @@ def training_rows(job: TrainJob) -> tuple[tuple[CatalogueRow, ...], tuple[Catalo
     found = {name for row in training for name in row.particles}
     if not known & found:
         raise ConfigError(f"{job.catalogue}: its picks name {', '.join(sorted(found))}, not {', '.join(sorted(known))}; correct [[particles]]")
+    if ignored := sorted(found - known):
+        log.warning("%s: picks of %s are left out, since the job does not name these classes", job.catalogue, ", ".join(ignored))
     return training, validation
 
 
