@@ -10,7 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -62,8 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
 def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Yield dotted key, meaning and default of every value in a job file."""
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from leaves(field.annotation, f"{prefix}{name}.")
+        inner = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type) and issubclass(part, BaseModel)]
+        if inner and not isinstance(field.default, tuple):
+            found: dict[str, tuple[str, str, str]] = {}
+            for leaf in (leaf for one in inner for leaf in leaves(one, f"{prefix}{name}.")):
+                found.setdefault(leaf[0], leaf)
+            yield from found.values()
         else:
             default = "none, it must be given" if field.default is PydanticUndefined else _spell(field.default)
             yield prefix + name, field.description or name, default

@@ -124,9 +124,10 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
     from tomoray.cluster import train as training
 
     if dry_run:
-        rows, validation = training.training_rows(job)
-        weights = sum(p.numel() for p in training.build_method(job).parameters())
-        say(f"would train {weights:,} weights on {len(rows)} tomograms and validate on {len(validation)}")
+        streams, validation = training.training_rows(job)
+        weights = sum(p.numel() for p in training.build_method(job).parameters() if p.requires_grad)
+        counts = ", ".join(f"{len(rows)} {name}" for name, rows in streams.items())
+        say(f"would train {weights:,} weights on {counts} tomograms and validate on {len(validation)}")
         return DONE
     trained = training.train(job)
     f1 = trained.card.validation["f1"]

@@ -95,10 +95,9 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """Return one message that lists every fault pydantic found, with near names for unknown keys."""
     lines = []
     for fault in error.errors():
-        path = [str(part) for part in fault["loc"]]
+        path, known = _walk(model, [str(part) for part in fault["loc"]])
         key = ".".join(path)
         if fault["type"] == "extra_forbidden":
-            known = _known_keys(model, path[:-1])
             near = difflib.get_close_matches(path[-1], known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
             lines.append(f"unknown key {key!r}; {hint}")
@@ -107,14 +106,22 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     return f"{where}: " + "; ".join(lines)
 
 
-def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:
-    current: Any = model
-    for part in path:
-        if part.isdigit():
+def _walk(model: type[BaseModel], location: list[str]) -> tuple[list[str], list[str]]:
+    """Return a fault's place as it stands in the file, and the keys that are known where it is.
+
+    Where a table may be one of several (as `method`), pydantic puts the one it took into the location; the file does not.
+    """
+    tables, path = [model], list[str]()
+    for part in location:
+        chosen = [table for table in tables if (name := table.model_fields.get("name")) and name.default == part]
+        if len(tables) > 1 and chosen:
+            tables = chosen
             continue
-        inside = getattr(current, "model_fields", {}).get(part)
-        current = next((t for t in _types(inside.annotation) if isinstance(t, type) and issubclass(t, BaseModel)), None) if inside else None
-    return list(getattr(current, "model_fields", {}))
+        path.append(part)
+        fields = [table.model_fields[part] for table in tables if part in table.model_fields]
+        if fields:
+            tables = [t for t in _types(fields[0].annotation) if isinstance(t, type) and issubclass(t, BaseModel)] or tables
+    return path, [key for table in tables for key in table.model_fields]
 
 
 def _types(annotation: Any) -> list[Any]:

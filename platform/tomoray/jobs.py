@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from tomoray.config import Settings
 from tomoray.tomogram import CZII_PARTICLES, Contrast, Particle
@@ -95,6 +95,23 @@ class SupervisedSettings(Settings):
     intensity_strength: Annotated[float, Field(ge=0)] = Field(1.0, description="size of intensity augmentations")
 
 
+class SemiETPickerSettings(Settings):
+    """Teacher-student co-training on labelled and unlabelled crops; start_from names the burn-in."""
+
+    name: Literal["semietpicker"] = Field("semietpicker", description="method")
+    supervised: SupervisedSettings = Field(SupervisedSettings(), description="the method that it builds on")
+    views: Literal[1, 4, 8] = Field(4, description="mirrored views behind a pseudo-label; 4 is the paper's, 1 is Mean Teacher's")
+    drop_probability: Fraction = Field(0.0131, description="DropBlock seeds per voxel of the student's unlabelled crops; 0: none, Mean Teacher's")
+    consistency_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the unlabelled term")
+    ramp_fraction: Fraction = Field(0.2, description="share of training over which that weight rises")
+    ema_rate: Fraction = Field(0.001, description="share of the student that enters the teacher at each step")
+    pseudo_mode: Literal["soft", "floor", "peaks"] = Field("soft", description="pseudo-labels as they are, without haze, or redrawn from peaks")
+    pseudo_floor: Fraction = Field(0.1, description="what counts as haze")
+
+
+MethodSettings = Annotated[SupervisedSettings | SemiETPickerSettings, Field(discriminator="name")]
+
+
 class OptimizerSettings(Settings):
     """Adam, with a cosine to zero."""
 
@@ -109,7 +126,8 @@ class CropSettings(Settings):
     per_visit: PositiveInt = Field(16, description="crops cut each time a tomogram is read")
     centred_fraction: Fraction = Field(0.5, description="share of crops around a particle, classes drawn evenly; the rest lie anywhere")
     readers: PositiveInt = Field(2, description="tomograms read at the same time, for each stream")
-    batch_size: PositiveInt = Field(8, description="crops per step and worker")
+    batch_size: PositiveInt = Field(8, description="labelled crops per step and worker")
+    unlabelled_batch_size: Annotated[int, Field(ge=0)] = Field(0, description="unlabelled crops per step and worker; 0: as many as labelled")
     shuffle_crops: Annotated[int, Field(ge=0)] = Field(128, description="crops among which each worker shuffles")
 
 
@@ -137,18 +155,27 @@ class TrainJob(WithParticles):
     catalogue: str = Field("data/catalogue.parquet", description="catalogue with splits train and validation")
     output: str = Field("runs", description="folder or s3:// prefix; the run becomes a folder in it")
     name: str = Field("picker", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run; the same name again goes on where it stopped")
+    labelled_runs: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
+        0, description="how many runs of split train, or which, may show their labels; the others count as unlabelled; 0: all show them"
+    )
+    start_from: str = Field("", description="checkpoint folder to take weights (and thresholds) from, such as that of a burn-in")
     voxel_angstrom: PositiveFloat = Field(10.012, description="voxel size to work at; other tomograms are resampled")
     contrast: Contrast = Field("dark", description="contrast to work at; other tomograms are inverted")
     epochs: PositiveInt = Field(50, description="epochs")
     steps_per_epoch: PositiveInt = Field(100, description="optimiser steps per epoch")
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")
     seed: int = Field(0, description="of weights, crops and augmentation")
-    method: SupervisedSettings = Field(SupervisedSettings(), description="how to learn")
+    method: MethodSettings = Field(SupervisedSettings(), description="how to learn")
     network: NetworkSettings = Field(NetworkSettings(), description="what learns")
     optimizer: OptimizerSettings = OptimizerSettings()
     crops: CropSettings = CropSettings()
     workers: WorkerSettings = WorkerSettings()
     validation: ValidationSettings = ValidationSettings()
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _supervised_where_not_named(cls, method: Any) -> Any:
+        return {"name": "supervised", **method} if isinstance(method, dict) else method
 
 
 class PickJob(Job):

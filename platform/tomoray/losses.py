@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -33,3 +34,8 @@ def reweighted_mse(scores: Tensor, target: Tensor, *, background_weight: float =
     foreground = (target * error).sum(over) / (target.sum(over) + eps)
     background = ((1 - target) * error).sum(over) / ((1 - target).sum(over) + eps)
     return (foreground + background_weight * background).mean()
+
+
+def sigmoid_ramp(progress: float, length: float) -> float:
+    """Return the weight `exp(-5 (1 - progress / length)^2)`, which rises to 1 at `length` (Laine & Aila 2017; Tarvainen & Valpola 2017)."""
+    return math.exp(-5 * (1 - min(progress / length, 1.0)) ** 2) if length > 0 else 1.0

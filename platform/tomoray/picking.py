@@ -11,19 +11,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tomoray.networks import Picker
 from tomoray.peaks import find_peaks, window_widths
 from tomoray.tomogram import Particle, Picks
 from tomoray.training import Precision, autocast_dtype
-
-FLIPS: dict[int, tuple[tuple[int, ...], ...]] = {
-    1: ((),),
-    4: ((), (2,), (3,), (4,)),  # the paper's views: as it is, and mirrored along one axis each
-    8: tuple(tuple(axis for axis, on in zip((2, 3, 4), bits, strict=True) if on) for bits in product((False, True), repeat=3)),
-}
-"""Axes of `(b, 1, d, h, w)` to mirror, for each number of test-time views. Only the eight form a group."""
+from tomoray.views import check_views, mean_of_views
 
 FLOOR = 0.02  # candidates below this score are not kept: no threshold worth having lies there
 
@@ -43,8 +37,7 @@ class Window:
             raise ValueError(f"tile_vox {self.tile_vox}: it must be even and at least 16")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"overlap {self.overlap}: it must lie in [0, 1)")
-        if self.views not in FLIPS:
-            raise ValueError(f"views {self.views}: it must be one of {', '.join(map(str, FLIPS))}")
+        check_views(self.views)
 
 
 def pick(
@@ -87,7 +80,7 @@ def predict(picker: Picker, volume: NDArray[np.float32], *, window: Window = Win
         for corner in product(*(tile_starts(n, t, window.overlap, picker.stride) for n, t in zip(grid.shape[2:], tile, strict=True))):
             z, y, x = (slice(c, c + t) for c, t in zip(corner, tile, strict=True))
             piece = grid[..., z, y, x]
-            scores = _mean_of_views(picker, piece, window.views)[0]
+            scores = mean_of_views(picker, piece, window.views)[0]
             total = scores.new_zeros((len(scores), *cells)) if total is None else total
             place = tuple(slice(c // picker.stride, (c + t) // picker.stride) for c, t in zip(corner, tile, strict=True))
             total[(slice(None), *place)] += scores * weights
@@ -105,12 +98,6 @@ def tile_starts(length: int, tile: int, overlap: float, stride: int) -> list[int
     step = max(stride, int(tile * (1 - overlap)) // stride * stride)  # on the stride, or rounding below would eat into the overlap
     count = 1 + math.ceil((length - tile) / step)
     return [stride * round((length - tile) * i / (count - 1) / stride) for i in range(count)]
-
-
-def _mean_of_views(picker: nn.Module, piece: Tensor, views: int) -> Tensor:
-    flips = FLIPS[views]
-    scores = [picker(piece.flip(axes)).float().flip(axes) for axes in flips]
-    return scores[0] if len(scores) == 1 else torch.stack(scores).mean(0)
 
 
 def _to_multiple(shape: Sequence[int], stride: int) -> tuple[int, ...]:

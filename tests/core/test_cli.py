@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 import tomoray
 from tomoray.cli import leaves, main
-from tomoray.config import read_settings_text
+from tomoray.config import Settings, read_settings_text
 from tomoray.jobs import JOBS, PickJob, SimulateJob, TrainJob
 
 SOURCE_ROOT = str(Path(tomoray.__file__).parents[1])
@@ -42,7 +43,6 @@ def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("verb", JOBS)
 def test_help_lists_every_key_with_its_meaning_and_default(verb: str, capsys, monkeypatch) -> None:
-    """Planted: keys of nested tables left out; a `%` in a meaning, on which argparse fails."""
     monkeypatch.setenv("COLUMNS", "400")
     text = help_of(verb, capsys)
     for key, meaning, default in leaves(JOBS[verb]):
@@ -52,10 +52,30 @@ def test_help_lists_every_key_with_its_meaning_and_default(verb: str, capsys, mo
 
 
 def test_help_of_train_shows_keys_of_its_tables(capsys, monkeypatch) -> None:
+    """Planted: keys of nested tables left out."""
     monkeypatch.setenv("COLUMNS", "400")
     text = help_of("train", capsys)
     for part in ("--crops.patch-vox VALUE", "--optimizer.learning-rate VALUE at the start (default: 0.001)", "--network.width VALUE", "apo-ferritin"):
         assert part in text
+
+
+def test_help_spells_what_argparse_and_people_trip_over(capsys, monkeypatch) -> None:
+    """Planted: a `%` in a meaning, which argparse takes for a format; an empty text shown as nothing at all."""
+
+    class Odd(Settings):
+        """An odd job."""
+
+        share: float = Field(0.5, description="100 % of a (share)")
+        empty: str = Field("", description="a text")
+        needed: int = Field(description="a number")
+        names: tuple[str, ...] = Field(("a", "b"), description="names")
+
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setitem(JOBS, "odd", Odd)
+    text = help_of("odd", capsys)
+    for part in ("100 % of a (share) (default: 0.5)", "a text (default: not set)", "a number (default: none, it must be given)"):
+        assert part in text
+    assert "names (default: ['a', 'b'])" in text
 
 
 def test_help_waits_for_nothing_heavy(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ class Row(Settings):
 class Table(Settings):
     depth: PositiveInt = 3
     label: str = "x"
+    rows: tuple[Row, ...] = ()
 
 
 class Sheet(Settings):
@@ -143,6 +144,9 @@ def test_settings_do_not_change() -> None:
 
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=12)
+rows = st.lists(
+    st.builds(Row, name=words, size=st.floats(-1e300, 1e300), inner=st.dictionaries(words, st.integers(0, 9), max_size=2)), max_size=3
+).map(tuple)
 sheets = st.builds(
     Sheet,
     title=words,
@@ -151,10 +155,8 @@ sheets = st.builds(
     on=st.booleans(),
     sizes=st.lists(st.integers(-(2**60), 2**60), max_size=3).map(tuple),
     free=st.dictionaries(words, words, max_size=3),
-    table=st.builds(Table, depth=st.integers(1, 9), label=words),
-    rows=st.lists(
-        st.builds(Row, name=words, size=st.floats(-1e300, 1e300), inner=st.dictionaries(words, st.integers(0, 9), max_size=2)), max_size=3
-    ).map(tuple),
+    table=st.builds(Table, depth=st.integers(1, 9), label=words, rows=rows),
+    rows=rows,
 )
 
 

@@ -40,6 +40,7 @@ class CropSource:
     contrast: Contrast
     crops: CropSettings
     seed: int
+    labelled: bool = True
 
 
 class Collate(NumpyBatchCollateFn):  # type: ignore[misc]
@@ -81,7 +82,7 @@ def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator
         rng = np.random.default_rng((source.seed, int(visit)))
         tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
         volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=source.voxel_angstrom, to_contrast=source.contrast)
-        points = particle_points(read_row_picks(row), source.particles, voxel) if row.picks_uri else np.empty((0, 4))
+        points = particle_points(read_row_picks(row), source.particles, voxel) if source.labelled else np.empty((0, 4))
         corners = draw_corners(rng, volume.shape, settings.patch_vox, points, settings.per_visit, centred_fraction=settings.centred_fraction)
         for group in np.array_split(corners, -(-len(corners) // CROPS_PER_BLOCK)):
             near = [points_near(points, corner, settings.patch_vox) for corner in group]
@@ -107,18 +108,24 @@ def _slots(points: NDArray[np.float64], uri: str) -> NDArray[np.float32]:
     return slots
 
 
+def batch_size(stream: str, crops: CropSettings) -> int:
+    """Return how many crops of a stream one worker sees per step."""
+    return crops.unlabelled_batch_size or crops.batch_size if stream == "unlabelled" else crops.batch_size
+
+
 class Shard:
     """One worker's share of a stream as batches of tensors; every iteration starts it anew."""
 
     def __init__(self, name: str, crops: CropSettings, seed: int) -> None:
         self.iterator = ray.train.get_dataset_shard(name)
         self.crops = crops
+        self.batch_size = batch_size(name, crops)
         self.seed = seed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         return iter(
             self.iterator.iter_torch_batches(
-                batch_size=self.crops.batch_size,
+                batch_size=self.batch_size,
                 local_shuffle_buffer_size=self.crops.shuffle_crops or None,
                 local_shuffle_seed=self.seed if self.crops.shuffle_crops else None,
                 prefetch_batches=2,

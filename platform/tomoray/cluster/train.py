@@ -7,24 +7,26 @@ import logging
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 import torch.distributed as dist
+from ray.data import Dataset
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 from tqdm import tqdm
 
-from tomoray import storage
+from tomoray import methods, storage
 from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks
-from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, read_card, save_checkpoint
-from tomoray.cluster.data import CropSource, Shard, crop_stream
+from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, load_picker, read_card, save_checkpoint
+from tomoray.cluster.data import CropSource, Shard, batch_size, crop_stream
 from tomoray.cluster.session import session, threads_per_worker
 from tomoray.cluster.tracking import FAILED, Run, start_run
 from tomoray.config import ConfigError, dump_settings, read_settings_text
@@ -73,7 +75,7 @@ def train(job: TrainJob) -> Trained:
     ConfigError
         If the catalogue has nothing to train or validate on, or a run of that name has other settings.
     """
-    training, validation = training_rows(job)
+    rows, validation = training_rows(job)
     folder = storage.join(job.output, job.name)
     _claim(folder, job)
     run = start_run("train", job.name, job, tags={"tomoray.folder": folder})
@@ -81,7 +83,7 @@ def train(job: TrainJob) -> Trained:
     setup = Setup(job, validation, run, folder)
     try:
         with session(), _progress_bar(setup):
-            result = _trainer(setup, training).fit()
+            result = _trainer(setup, rows).fit()
         if result.error is not None:
             raise result.error
     except BaseException:
@@ -94,28 +96,45 @@ def train(job: TrainJob) -> Trained:
     return Trained(checkpoint, read_card(checkpoint), run)
 
 
-def training_rows(job: TrainJob) -> tuple[tuple[CatalogueRow, ...], tuple[CatalogueRow, ...]]:
-    """Return the labelled rows of the splits train and validation.
+def training_rows(job: TrainJob) -> tuple[dict[str, tuple[CatalogueRow, ...]], tuple[CatalogueRow, ...]]:
+    """Return the rows of each stream that the method needs, and those to validate on.
 
     Raises
     ------
     ConfigError
-        If one of them is empty, or the picks name none of the job's classes.
+        If one of them is empty, a named run is not there, or the picks name none of the job's classes.
     """
     rows = read_catalogue(job.catalogue)
-    training, validation = (tuple(r for r in rows if r.split == split and r.picks_uri) for split in ("train", "validation"))
-    if not training or not validation:
+    training, validation = ([r for r in rows if r.split == split and r.is_labelled] for split in ("train", "validation"))
+    labelled = _that_show_labels(training, job)
+    if not labelled or not validation:
         raise ConfigError(
-            f"{job.catalogue}: {len(training)} labelled tomograms to train on and {len(validation)} to validate on; there must be one "
+            f"{job.catalogue}: {len(labelled)} labelled tomograms to train on and {len(validation)} to validate on; there must be one "
             "of each at least: index with other shares of validation and test, or with more labels"
         )
+    streams = {"labelled": tuple(labelled), "unlabelled": tuple(r for r in rows if r.split == "unlabelled" or (r in training and r not in labelled))}
+    streams = {name: streams[name] for name in METHODS[job.method.name].streams}
+    if empty := [name for name, members in streams.items() if not members]:
+        raise ConfigError(
+            f"{job.catalogue}: no {', '.join(empty)} tomogram, which {job.method.name} needs; index some without picks, or set labelled_runs"
+        )
     known = {p.name for p in job.particles}
-    found = {name for row in training for name in row.particles}
+    found = {name for row in labelled for name in row.particles}
     if not known & found:
         raise ConfigError(f"{job.catalogue}: its picks name {', '.join(sorted(found))}, not {', '.join(sorted(known))}; correct [[particles]]")
     if ignored := sorted(found - known):
         log.warning("%s: picks of %s are left out, since the job does not name these classes", job.catalogue, ", ".join(ignored))
-    return training, validation
+    return streams, tuple(validation)
+
+
+def _that_show_labels(training: list[CatalogueRow], job: TrainJob) -> list[CatalogueRow]:
+    if not job.labelled_runs:
+        return training
+    if isinstance(job.labelled_runs, int):
+        return training[: job.labelled_runs]
+    if missing := sorted(set(job.labelled_runs) - {row.run for row in training}):
+        raise ConfigError(f"labelled_runs: {', '.join(missing)} is no labelled run of split train in {job.catalogue}; correct the name")
+    return [row for row in training if row.run in job.labelled_runs]
 
 
 def _claim(folder: str, job: TrainJob) -> None:
@@ -129,21 +148,24 @@ def _claim(folder: str, job: TrainJob) -> None:
     storage.write_bytes(where, dump_settings(job).encode())
 
 
-def _trainer(setup: Setup, training: tuple[CatalogueRow, ...]) -> TorchTrainer:
+def _trainer(setup: Setup, rows: Mapping[str, tuple[CatalogueRow, ...]]) -> TorchTrainer:
     job, workers = setup.job, setup.job.workers
-    source = CropSource(training, job.particle_list(), job.voxel_angstrom, job.contrast, job.crops, job.seed)
-    per_epoch = job.steps_per_epoch * job.crops.batch_size * workers.count / job.crops.per_visit
 
-    def visits() -> tuple[int, int]:
+    def visits(stream: str) -> tuple[int, int]:
+        per_step = batch_size(stream, job.crops) * workers.count / job.crops.per_visit
+        per_epoch = per_step * job.steps_per_epoch
         done = _noted(setup.folder).get("kept", 0)
-        spare = 2 + workers.count * job.crops.batch_size / job.crops.per_visit  # equal shards drop a remainder
-        return int(done * per_epoch), int(job.epochs * per_epoch + spare) + 1
+        return int(done * per_epoch), int(job.epochs * per_epoch + per_step) + 3  # a little more, since equal shards drop a remainder
+
+    def stream(name: str) -> Callable[[], Dataset]:
+        source = CropSource(rows[name], job.particle_list(), job.voxel_angstrom, job.contrast, job.crops, job.seed, labelled=name == "labelled")
+        return crop_stream(source, partial(visits, name))
 
     resources = {"CPU": workers.cpus, "GPU": 1.0} if workers.gpu else {"CPU": workers.cpus}
     return TorchTrainer(
         _worker,
         train_loop_config={"setup": setup},
-        datasets={name: crop_stream(source, visits) for name in METHODS[job.method.name].streams},
+        datasets={name: stream(name) for name in rows},
         scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=job.name,
@@ -183,10 +205,24 @@ def _worker(config: Mapping[str, Any]) -> None:
 
 
 def build_method(job: TrainJob) -> Method:
-    """Return the method of a job with fresh weights."""
+    """Return the method of a job, its network with fresh weights or those it starts from.
+
+    Raises
+    ------
+    ConfigError
+        If the network to start from is another.
+    """
     network = build_network(job.network.name, classes=len(job.particles), width=job.network.width, blocks=job.network.blocks)
-    options = job.method.model_dump(exclude={"name"})
-    return METHODS[job.method.name](network, job.particle_list(), job.voxel_angstrom, **options)
+    options = job.method.model_dump()
+    if job.start_from:
+        picker, card = load_picker(job.start_from)
+        try:
+            network.load_state_dict(picker.network.state_dict())
+        except RuntimeError as error:
+            raise ConfigError(f"{job.start_from}: its network is {card.network}, the job's is {job.network}; make them the same") from error
+        if job.method.name == "semietpicker":
+            options["peak_thresholds"] = card.thresholds
+    return methods.build_method(network, job.particle_list(), job.voxel_angstrom, **options)
 
 
 def _resume(method: nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
 from tomoray.methods.base import Batch, Method, Metrics
+from tomoray.methods.semietpicker import SemiETPicker
 from tomoray.methods.supervised import Supervised
+from tomoray.tomogram import Particle
 
-METHODS: dict[str, type[Method]] = {"supervised": Supervised}
+SUPERVISED: dict[str, type[Supervised]] = {"supervised": Supervised}
+"""Methods that learn from labels alone, and that co-training can build on."""
 
-__all__ = ["METHODS", "Batch", "Method", "Metrics", "Supervised"]
+METHODS: dict[str, type[Method]] = {**SUPERVISED, "semietpicker": SemiETPicker}
+
+
+def build_method(
+    network: nn.Module,
+    particles: Sequence[Particle],
+    voxel_angstrom: float,
+    *,
+    name: str,
+    supervised: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Method:
+    """Return a method by name; `supervised` are the name and options of the method that co-training builds on.
+
+    Raises
+    ------
+    ValueError
+        If there is no method of that name.
+    """
+    if name in SUPERVISED:
+        return SUPERVISED[name](network, particles, voxel_angstrom, **options)
+    if name not in METHODS:
+        raise ValueError(f"method {name!r} is not known; it must be one of {', '.join(METHODS)}")
+    student = {"name": "supervised", **(supervised or {})}
+    return SemiETPicker(SUPERVISED[student.pop("name")](network, particles, voxel_angstrom, **student), particles, voxel_angstrom, **options)
+
+
+__all__ = ["METHODS", "SUPERVISED", "Batch", "Method", "Metrics", "SemiETPicker", "Supervised", "build_method"]

@@ -10,14 +10,14 @@ Tests: the loss's analytic values, a gradient for every weight, a falling loss, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
 from tomoray.augment import random_flips_and_turns, random_intensity
 from tomoray.losses import Reduce, reweighted_mse
 from tomoray.methods.base import Batch, Method, Metrics
-from tomoray.networks import Picker
+from tomoray.networks import Activation, Picker
 from tomoray.targets import gaussian_heatmaps, heatmap_sigmas
 from tomoray.tomogram import Particle
 
@@ -38,6 +38,8 @@ class Supervised(Method):
     intensity_strength
         Size of the intensity augmentations; 0 turns them off.
     """
+
+    activation: ClassVar[Activation] = "sigmoid"
 
     def __init__(
         self,
@@ -60,12 +62,18 @@ class Supervised(Method):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
         """Return the loss over the labelled crops."""
         volume, particles = batch["labelled"]["volume"], batch["labelled"]["particles"]
-        target = gaussian_heatmaps(particles, self.sigmas, volume.shape[2:], stride=self.stride)
-        volume, target = random_flips_and_turns(volume, target)
-        scores = self.network(random_intensity(volume, strength=self.intensity_strength)).float().sigmoid()
-        loss = reweighted_mse(scores, target, background_weight=self.background_weight, reduce=self.reduce)
+        volume, target = random_flips_and_turns(volume, self.target(particles, volume.shape[2:]))
+        loss = self.loss(self.network(random_intensity(volume, strength=self.intensity_strength)), target)
         return loss, {"supervised_loss": loss.detach()}
 
+    def target(self, particles: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return what the scores of crops of a shape shall be: `(b, classes, d / stride, ...)`, from particles `(b, n, 4)`."""
+        return gaussian_heatmaps(particles, self.sigmas, shape, stride=self.stride)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return how far logits are from a target, be it made from particles or by a teacher."""
+        return reweighted_mse(logits.float().sigmoid(), target, background_weight=self.background_weight, reduce=self.reduce)
+
     def picker(self) -> Picker:
-        """Return the network with a sigmoid."""
-        return Picker(self.network, "sigmoid")
+        """Return the network with the activation that turns its logits into scores."""
+        return Picker(self.network, self.activation)
