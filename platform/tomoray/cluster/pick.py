@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -151,6 +152,7 @@ def _pipeline(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: st
     context.enable_progress_bars = False
     context.max_errored_blocks = len(todo)  # a block is one tomogram: what is lost shows when results are compared with the catalogue
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # until 2.64 there is no other way to bound retries
     actors = min(job.actors or _default_actors(job), len(todo))
     stream = ray.data.from_items([{"index": index} for index in range(len(todo))], override_num_blocks=len(todo))
     stream = stream.map(

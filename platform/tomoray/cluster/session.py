@@ -33,8 +33,10 @@ def session() -> Iterator[None]:
         return
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    talkative = log.isEnabledFor(logging.DEBUG)  # else Ray repeats on our screen whatever its own processes find worth noting
+    talkative = log.isEnabledFor(logging.DEBUG)  # else Ray says on our screen whatever it and its processes find worth noting
+    if not talkative:
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.ERROR)
     options = {"runtime_env": {"env_vars": WORKER_ENVIRONMENT}, "logging_level": logging.WARNING, "log_to_driver": talkative}
     if on_cluster():
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")  # join the job's environment and ours where both name a variable
