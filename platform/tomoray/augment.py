@@ -53,6 +53,17 @@ def random_intensity(volume: Tensor, *, strength: float = 1.0) -> Tensor:
     return volume + _per_crop(noise, volume) * torch.randn_like(volume)
 
 
+def mixup(volume: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both, each crop blended with another of the batch, its target with the other's in the same share.
+
+    The shares are drawn evenly from [0, 1], which is Beta(1, 1), and the partners are a permutation of the batch (Zhang et al. 2018,
+    arXiv 1710.09412). A batch of one stays as it is.
+    """
+    share = _per_crop(torch.rand(len(volume)), volume)
+    partner = torch.randperm(len(volume))
+    return torch.lerp(volume[partner], volume, share), torch.lerp(target[partner], target, share.to(target))
+
+
 def drop_blocks(volume: Tensor, seed_probability: float, *, block_vox: int = 3) -> Tensor:
     """Return the volume with small cubes set to 0, the mean of a normalised tomogram.
 
@@ -61,7 +72,7 @@ def drop_blocks(volume: Tensor, seed_probability: float, *, block_vox: int = 3) 
     is smaller than a particle, so it hides parts where cutting out a region hides the whole. What stays is not rescaled, since this is
     the input and not a feature map. The paper pools with a stride of "half the kernel"; only 3 // 2 = 1 keeps the shape.
     """
-    seeds = (torch.rand(len(volume), 1, *volume.shape[2:]) < seed_probability).to(volume)
+    seeds = (torch.rand_like(volume[:, :1]) < seed_probability).to(volume)
     return volume * (1 - F.max_pool3d(seeds, block_vox, stride=1, padding=block_vox // 2))
 
 

@@ -25,7 +25,8 @@ from torch import nn
 
 import tomoray
 from tomoray import storage
-from tomoray.networks import Activation, Picker, build_network
+from tomoray.networks import Activation, Picker, build_picker
+from tomoray.peaks import Finder
 from tomoray.tomogram import Contrast, FormatError, Particle
 
 PICKER, CARD, JOB, STATE = "picker.pt", "card.json", "job.toml", "state.pt"
@@ -45,6 +46,8 @@ class Card:
         Name and options that build the network.
     activation
         How logits become scores.
+    finder
+        How score maps become candidates.
     tile_vox
         Edge of the tiles it was validated with.
     thresholds
@@ -60,6 +63,7 @@ class Card:
     contrast: Contrast
     network: dict[str, Any]
     activation: Activation = "sigmoid"
+    finder: Finder = "peaks"
     tile_vox: int = 96
     thresholds: dict[str, float] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +72,7 @@ class Card:
 
     def build(self) -> Picker:
         """Return the picker with fresh weights."""
-        return Picker(build_network(**self.network, classes=len(self.particles) + (self.activation == "softmax")), self.activation)
+        return build_picker(**self.network, classes=len(self.particles), activation=self.activation)
 
     def with_thresholds(self, thresholds: Mapping[str, float], validation: Mapping[str, Any]) -> Card:
         """Return the card with thresholds and what they reached on the validation tomograms."""

@@ -19,7 +19,7 @@ from tomoray.formats import open_tomogram
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
-from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, TrainJob
+from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, TrainJob
 from tomoray.report import draw_picks, write_report
 from tomoray.scoring import Score, score_picks, score_table
 from tomoray.simulate import Scene, write_dataset
@@ -36,6 +36,7 @@ def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
         "simulate": simulate,
         "index": make_index,
         "train": train,
+        "study": study,
         "pick": pick,
         "score": score,
         "demo": demo,
@@ -135,6 +136,31 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
     say(f"F1 at half the radius on {len(f1['runs'])} validation tomograms: {f1['value']:.3f}; thresholds: {_spell(trained.card.thresholds)}")
     say(f"MLflow: {trained.run}")
     return DONE
+
+
+def study(job: StudyJob, dry_run: bool = False) -> int:
+    """Compare ways to train and print the table; status 3 where some trials failed."""
+    from tomoray.cluster import study as studies
+
+    if dry_run:
+        trials, rows = studies.plan(job)
+        done = studies.finished(storage.join(job.output, job.name), trials)
+        for trial in trials:
+            start = f" from {trial.after}" if trial.after else ""
+            say(f"{trial.name}: {trial.own_steps:,} steps{start}{', done' if trial.name in done else ''}")
+        todo = [trial for trial in trials if trial.name not in done]
+        steps = sum(trial.own_steps for trial in todo)
+        what = f"{len(rows)} tomograms of split {', '.join(job.splits)}"
+        say(f"would train {len(todo)} of {len(trials)} trials, {steps:,} steps, and score each on {what}")
+        return DONE
+    compared = studies.run_study(job)
+    say(compared.text)
+    say(f"{len(compared.trained)} trials trained now, {len(compared.failures)} failed")
+    for name, reason in compared.failures.items():
+        say(f"failed: {name}: {reason}")
+    say(f"table:  {storage.join(compared.folder, studies.TABLE)}, all values {storage.join(compared.folder, studies.DATA)}")
+    say(f"MLflow: {compared.run}")
+    return SOME_FAILED if compared.failures else DONE
 
 
 def pick(job: PickJob, dry_run: bool = False) -> int:

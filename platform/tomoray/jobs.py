@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from tomoray.config import Settings
 from tomoray.tomogram import CZII_PARTICLES, Contrast, Particle
 
+FILE_NAME = r"^[A-Za-z0-9._-]+$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 EvenSize = Annotated[int, Field(ge=16, multiple_of=2)]
 
@@ -78,12 +80,35 @@ class IndexJob(Job):
     permissive: bool = Field(False, description="read files that break their format where their meaning is clear")
 
 
-class NetworkSettings(Settings):
-    """The network to train."""
+class AsymmetricUNetSettings(Settings):
+    """SemiETPicker's network: a residual encoder and a decoder that stops at half resolution."""
 
-    name: Literal["asymmetric_unet"] = Field("asymmetric_unet", description="architecture")
+    name: Literal["asymmetric_unet"] = Field("asymmetric_unet", description="architecture: asymmetric_unet, fpn, vnet or deepfinder")
     width: Annotated[int, Field(ge=2, multiple_of=2)] = Field(64, description="channels of the first stage; 64 is the published network")
     blocks: tuple[PositiveInt, ...] = Field((3, 4, 6, 3), min_length=1, description="residual blocks per stage; (3, 4, 6, 3) is ResNet-34")
+
+
+class FPNSettings(Settings):
+    """A feature pyramid on the same encoder."""
+
+    name: Literal["fpn"] = Field("fpn", description="architecture")
+    width: Annotated[int, Field(ge=2, multiple_of=2)] = Field(64, description="channels of the first stage, and of every level")
+    blocks: tuple[PositiveInt, ...] = Field((3, 4, 6, 3), min_length=1, description="residual blocks per stage; (3, 4, 6, 3) is ResNet-34")
+
+
+class VNetSettings(Settings):
+    """V-Net as MONAI has it."""
+
+    name: Literal["vnet"] = Field("vnet", description="architecture")
+
+
+class DeepFinderSettings(Settings):
+    """DeepFinder's U-Net, at full resolution."""
+
+    name: Literal["deepfinder"] = Field("deepfinder", description="architecture")
+
+
+NetworkSettings = Annotated[AsymmetricUNetSettings | FPNSettings | VNetSettings | DeepFinderSettings, Field(discriminator="name")]
 
 
 class SupervisedSettings(Settings):
@@ -95,21 +120,49 @@ class SupervisedSettings(Settings):
     intensity_strength: Annotated[float, Field(ge=0)] = Field(1.0, description="size of intensity augmentations")
 
 
+class KaggleCESettings(Settings):
+    """Cross-entropy on single cells, as in the solution that won the CZII challenge."""
+
+    name: Literal["kaggle_ce"] = Field("kaggle_ce", description="method")
+    class_weight: PositiveFloat = Field(256.0, description="how much more a particle's cell weighs than one of background")
+    mixup: bool = Field(True, description="blend crops of a batch, and their targets alike")
+    intensity_strength: Annotated[float, Field(ge=0)] = Field(0.0, description="size of intensity augmentations; the recipe has none")
+
+
+class SegmentationSettings(Settings):
+    """Segmentation into spheres, picked by connected components, as in DeepFinder."""
+
+    name: Literal["segmentation"] = Field("segmentation", description="method")
+    radius_fraction: PositiveFloat = Field(0.5, description="radius of the spheres in radii of the particle; with 1 touching ones merge")
+    cross_entropy_weight: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of a cross-entropy beside the Dice loss")
+    intensity_strength: Annotated[float, Field(ge=0)] = Field(1.0, description="size of intensity augmentations")
+
+
+LabelledSettings = Annotated[SupervisedSettings | KaggleCESettings | SegmentationSettings, Field(discriminator="name")]
+
+
 class SemiETPickerSettings(Settings):
     """Teacher-student co-training on labelled and unlabelled crops; start_from names the burn-in."""
 
     name: Literal["semietpicker"] = Field("semietpicker", description="method")
-    supervised: SupervisedSettings = Field(SupervisedSettings(), description="the method that it builds on")
+    supervised: LabelledSettings = Field(SupervisedSettings(), description="the method that it builds on")
     views: Literal[1, 4, 8] = Field(4, description="mirrored views behind a pseudo-label; 4 is the paper's, 1 is Mean Teacher's")
     drop_probability: Fraction = Field(0.0131, description="DropBlock seeds per voxel of the student's unlabelled crops; 0: none, Mean Teacher's")
     consistency_weight: Annotated[float, Field(ge=0)] = Field(1.0, description="weight of the unlabelled term")
     ramp_fraction: Fraction = Field(0.2, description="share of training over which that weight rises")
     ema_rate: Fraction = Field(0.001, description="share of the student that enters the teacher at each step")
-    pseudo_mode: Literal["soft", "floor", "peaks"] = Field("soft", description="pseudo-labels as they are, without haze, or redrawn from peaks")
+    pseudo_mode: Literal["auto", "soft", "floor", "peaks"] = Field(
+        "auto", description="pseudo-labels as they are, without haze, or redrawn from peaks; auto: soft for heat maps, else floor"
+    )
     pseudo_floor: Fraction = Field(0.1, description="what counts as haze")
 
+    @field_validator("supervised", mode="before")
+    @classmethod
+    def _supervised_where_not_named(cls, method: Any) -> Any:
+        return {"name": "supervised", **method} if isinstance(method, dict) else method
 
-MethodSettings = Annotated[SupervisedSettings | SemiETPickerSettings, Field(discriminator="name")]
+
+MethodSettings = Annotated[SupervisedSettings | KaggleCESettings | SegmentationSettings | SemiETPickerSettings, Field(discriminator="name")]
 
 
 class OptimizerSettings(Settings):
@@ -154,7 +207,7 @@ class TrainJob(WithParticles):
 
     catalogue: str = Field("data/catalogue.parquet", description="catalogue with splits train and validation")
     output: str = Field("runs", description="folder or s3:// prefix; the run becomes a folder in it")
-    name: str = Field("picker", pattern=r"^[A-Za-z0-9._-]+$", description="name of the run; the same name again goes on where it stopped")
+    name: str = Field("picker", pattern=FILE_NAME, description="name of the run; the same name again goes on where it stopped")
     labelled_runs: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
         0, description="how many runs of split train, or which, may show their labels; the others count as unlabelled; 0: all show them"
     )
@@ -166,7 +219,7 @@ class TrainJob(WithParticles):
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")
     seed: int = Field(0, description="of weights, crops and augmentation")
     method: MethodSettings = Field(SupervisedSettings(), description="how to learn")
-    network: NetworkSettings = Field(NetworkSettings(), description="what learns")
+    network: NetworkSettings = Field(AsymmetricUNetSettings(), description="what learns")
     optimizer: OptimizerSettings = OptimizerSettings()
     crops: CropSettings = CropSettings()
     workers: WorkerSettings = WorkerSettings()
@@ -176,6 +229,54 @@ class TrainJob(WithParticles):
     @classmethod
     def _supervised_where_not_named(cls, method: Any) -> Any:
         return {"name": "supervised", **method} if isinstance(method, dict) else method
+
+    @field_validator("network", mode="before")
+    @classmethod
+    def _asymmetric_unet_where_not_named(cls, network: Any) -> Any:
+        return {"name": "asymmetric_unet", **network} if isinstance(network, dict) else network
+
+
+class ArmSettings(Settings):
+    """One of the ways to train that a study compares."""
+
+    name: str = Field(pattern=FILE_NAME, description="name of the arm")
+    changes: dict[str, Any] = Field({}, description="keys of the train job, dotted as on the command line, and their values in this arm")
+    start_from: str = Field("", description="arm, listed before, from whose picker of the same seed and labels it starts")
+    labels: Literal["some", "all"] = Field("some", description="all: every labelled run shows its labels; trained once per seed")
+
+    @field_validator("changes", mode="before")
+    @classmethod
+    def _dotted(cls, changes: Any) -> Any:
+        """TOML makes tables of bare dotted keys; a table would replace what it changes whole."""
+        return dict(_leaves(changes)) if isinstance(changes, dict) else changes
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+class StudyJob(Job):
+    """Train every arm with every seed and number of labels, and compare them in one table."""
+
+    catalogue: str = Field("data/catalogue.parquet", description="catalogue with splits train, validation and test")
+    output: str = Field("studies", description="folder or s3:// prefix; the study becomes a folder in it")
+    name: str = Field("study", pattern=FILE_NAME, description="name of the study; the same name again trains what is missing")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="each arm is trained once with each")
+    labelled_runs: tuple[Annotated[int, Field(ge=0)], ...] = Field((2,), min_length=1, description="how many runs show their labels; 0: all")
+    splits: tuple[Literal["test", "validation"], ...] = Field(("test",), min_length=1, description="splits to score on, at the very end")
+    reference: str = Field("", description="arm that the others are compared with; empty: the first")
+    full: str = Field("", description="arm taken as what can be reached at best, to tell which share of the gap an arm closes")
+    parallel: Annotated[int, Field(ge=0)] = Field(0, description="trials at a time; 0: as many as resources allow")
+    train: TrainJob = Field(TrainJob(), description="what all arms share")
+    arms: tuple[ArmSettings, ...] = Field(
+        (ArmSettings(name="supervised"), ArmSettings(name="semietpicker", changes={"method.name": "semietpicker"}, start_from="supervised")),
+        min_length=1,
+        description="ways to train",
+    )
 
 
 class PickJob(Job):
@@ -225,7 +326,7 @@ class DemoJob(Settings):
     train: TrainJob = TrainJob(
         epochs=20,
         steps_per_epoch=50,
-        network=NetworkSettings(width=16, blocks=(1, 1, 1, 1)),
+        network=AsymmetricUNetSettings(width=16, blocks=(1, 1, 1, 1)),
         crops=CropSettings(patch_vox=64, batch_size=4),
         workers=WorkerSettings(count=2),
     )
@@ -236,6 +337,7 @@ JOBS: dict[str, type[Settings]] = {
     "simulate": SimulateJob,
     "index": IndexJob,
     "train": TrainJob,
+    "study": StudyJob,
     "pick": PickJob,
     "score": ScoreJob,
     "demo": DemoJob,

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-HALO_VOX = 40  # particles this far outside a crop still reach into it: three sigma of the largest CZII class
-
 
 def draw_corners(
     rng: np.random.Generator,
@@ -54,7 +52,7 @@ def cut(volume: NDArray[np.float32], corner: Sequence[int], patch_vox: int) -> N
     return padded
 
 
-def points_near(points: NDArray[np.float64], corner: NDArray[np.int64], patch_vox: int, halo_vox: int = HALO_VOX) -> NDArray[np.float64]:
+def points_near(points: NDArray[np.float64], corner: NDArray[np.int64], patch_vox: int, halo_vox: float) -> NDArray[np.float64]:
     """Return the `(m, 4)` points in or within `halo_vox` of a cube, counted from its corner."""
     moved = points - np.concatenate([[0.0], corner])
     inside = ((moved[:, 1:] >= -halo_vox) & (moved[:, 1:] < patch_vox + halo_vox)).all(axis=1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tomoray.networks import Picker
-from tomoray.peaks import find_peaks, window_widths
+from tomoray.peaks import Finder, find_components, find_peaks, window_widths
 from tomoray.tomogram import Particle, Picks
 from tomoray.training import Precision, autocast_dtype
 from tomoray.views import check_views, mean_of_views
@@ -50,10 +50,14 @@ def pick(
     window: Window = Window(),
     floor: float = FLOOR,
     precision: Precision = "float32",
+    finder: Finder = "peaks",
 ) -> Picks:
     """Return every candidate of a prepared volume `(d, h, w)` that scores above `floor`, in angstrom from its corner."""
     scores = predict(picker, volume, window=window, precision=precision)
-    peaks = find_peaks(scores, window_widths(particles, float(np.mean(voxel_angstrom)), picker.stride), floor=floor)
+    if finder == "components":
+        peaks = find_components(scores, floor=floor)
+    else:
+        peaks = find_peaks(scores, window_widths(particles, float(np.mean(voxel_angstrom)), picker.stride), floor=floor)
     names = np.array([p.name for p in particles], dtype=np.str_)
     positions = peaks.positions_vox(picker.stride).double().numpy() * np.asarray(voxel_angstrom)
     return Picks(run, positions, names[peaks.labels.numpy()], peaks.scores.double().numpy())

@@ -14,11 +14,17 @@ from torch import Tensor
 from tomoray.tomogram import Particle
 
 SIGMA_OF_RADIUS = 0.5  # "half the typical radius" (Lin et al. 2025)
+HALF_DIAGONAL = 0.87  # of a cell, rounded up: no point of a cell is further from its centre
 
 
 def heatmap_sigmas(particles: Sequence[Particle], voxel_angstrom: float, stride: int = 2) -> list[float]:
     """Return the standard deviation of each class's Gaussian, in cells of the heat map."""
     return [SIGMA_OF_RADIUS * p.radius_angstrom / (voxel_angstrom * stride) for p in particles]
+
+
+def reach_vox(particles: Sequence[Particle], voxel_angstrom: float) -> float:
+    """Return how far outside a crop a particle can lie and still be seen in its target: three standard deviations of the largest class."""
+    return 3 * SIGMA_OF_RADIUS * max(p.radius_angstrom for p in particles) / voxel_angstrom
 
 
 def gaussian_heatmaps(particles: Tensor, sigmas: Sequence[float], shape: Sequence[int], *, stride: int = 2) -> Tensor:
@@ -46,6 +52,47 @@ def gaussian_heatmaps(particles: Tensor, sigmas: Sequence[float], shape: Sequenc
             gaussian = z[:, None, None] * y[None, :, None] * x[None, None, :]
             torch.maximum(crop[int(label)], gaussian, out=crop[int(label)])
     return maps
+
+
+def single_cell_targets(particles: Tensor, classes: int, shape: Sequence[int], *, stride: int = 2) -> Tensor:
+    """Return `(b, classes, d / stride, h / stride, w / stride)` with 1 in each particle's cell, `floor(position / stride)`, and 0 elsewhere.
+
+    A cell that holds particles of several classes is shared evenly among them, so that no cell sums to more than 1. Parameters as of
+    `gaussian_heatmaps`; a point outside its crop has no cell.
+    """
+    cells = [-(-int(size) // stride) for size in shape]
+    maps = particles.new_zeros((len(particles), classes, *cells))
+    labels, zyx = particles[..., 0].long(), (particles[..., 1:] // stride).long()
+    inside = (labels >= 0) & (zyx >= 0).all(-1) & (zyx < zyx.new_tensor(cells)).all(-1)
+    crops, slots = inside.nonzero(as_tuple=True)
+    z, y, x = zyx[crops, slots].T
+    maps[crops, labels[crops, slots], z, y, x] = 1
+    return maps / maps.sum(1, keepdim=True).clamp_min(1)
+
+
+def sphere_masks(particles: Tensor, radii: Sequence[float], shape: Sequence[int], *, stride: int = 2) -> Tensor:
+    """Return `(b, classes, d / stride, h / stride, w / stride)` with 1 in the cells whose centre lies in a particle's sphere, and 0 elsewhere.
+
+    `radii` are in cells, one per class; other parameters as of `gaussian_heatmaps`. Where spheres overlap, a cell belongs to the particle
+    that it lies deepest in, relative to the radius. A sphere holds at least the cell of its centre, however small.
+    """
+    cells = [-(-int(size) // stride) for size in shape]
+    depths = particles.new_zeros((len(particles), len(radii), *cells))  # 1 in a particle's centre, 0 on its sphere
+    axes = [torch.arange(n, device=particles.device, dtype=particles.dtype) + 0.5 for n in cells]
+    for crop, points in zip(depths, particles, strict=True):
+        for label, *position in points[points[:, 0] >= 0].tolist():
+            z, y, x = ((axis - value / stride) ** 2 for axis, value in zip(axes, position, strict=True))
+            depth = 1 - (z[:, None, None] + y[None, :, None] + x[None, None, :]) / max(radii[int(label)], HALF_DIAGONAL) ** 2
+            torch.maximum(crop[int(label)], depth, out=crop[int(label)])
+    deepest = ((depths > 0) & (depths == depths.amax(1, keepdim=True))).to(particles.dtype)
+    return deepest / deepest.sum(1, keepdim=True).clamp_min(1)
+
+
+def with_background(maps: Tensor) -> Tensor:
+    """Return `(b, classes + 1, ...)`: maps of classes, and last what they leave of 1; every cell sums to 1."""
+    background = 1 - maps.sum(1, keepdim=True).clamp(0, 1)
+    whole = torch.cat([maps, background], dim=1)
+    return whole / whole.sum(1, keepdim=True)
 
 
 def pad_particles(points: Sequence[Tensor]) -> Tensor:

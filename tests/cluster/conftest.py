@@ -6,24 +6,19 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # before ray is imported, which reads 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from small_jobs import PARTICLES, small_train_job
 
 from tomoray.catalogue import assign_splits, write_catalogue
-from tomoray.config import read_settings
 from tomoray.index import index
-from tomoray.jobs import TrainJob
 from tomoray.simulate import Scene, write_dataset
-from tomoray.tomogram import Particle
-
-PARTICLES = (Particle("ribosome", 150.0), Particle("virus-like-particle", 135.0))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Warnings of Ray and MLflow are theirs; they are errors in tests/core only."""
     for item in items:
-        if "cluster" in Path(item.fspath).parts:
+        if item.path.parent.name == "cluster":
             item.add_marker(pytest.mark.filterwarnings("default"))
 
 
@@ -61,28 +56,6 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> str:
     uri = str(folder / "catalogue.parquet")
     write_catalogue(uri, assign_splits(rows, validation=["TS_0005", "TS_0006"], test=["TS_0007", "TS_0008"]))
     return uri
-
-
-def small_train_job(catalogue: str, output: Path | str, **changes: object) -> TrainJob:
-    """Return a job that trains a tiny network on the small data set; `changes` have dotted keys written with `__`."""
-    settings = {
-        "catalogue": catalogue,
-        "output": str(output),
-        "particles": [{"name": p.name, "radius_angstrom": p.radius_angstrom} for p in PARTICLES],
-        "epochs": 6,
-        "steps_per_epoch": 25,
-        "network.width": 8,
-        "network.blocks": [1, 1, 1],
-        "crops.patch_vox": 48,
-        "crops.batch_size": 4,
-        "crops.per_visit": 8,
-        "crops.shuffle_crops": 16,
-        "optimizer.learning_rate": 0.003,
-        "workers.count": 2,
-        "validation.every_epochs": 3,
-        "validation.tile_vox": 48,
-    }
-    return read_settings(TrainJob, overrides=settings | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 @pytest.fixture(scope="session")

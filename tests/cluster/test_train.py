@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_train_job
 from mlflow import MlflowClient
+from small_jobs import small_train_job
 
 from tomoray.catalogue import read_catalogue
 from tomoray.checkpoint import load_picker, read_card
@@ -36,7 +36,8 @@ def test_a_run_leaves_a_picker_with_thresholds_and_a_record(checkpoint: str, tra
     assert card.validation["f1"]["value"] > 0.6, "a picker that saw 300 steps finds most of what is plainly there"
     assert picker(torch.zeros(1, 1, 48, 48, 48)).shape == (1, 2, 24, 24, 24)
 
-    (run,) = MlflowClient(tracking).search_runs(["1"], "tags.verb = 'train' and attributes.status = 'FINISHED'")
+    runs = MlflowClient(tracking).search_runs(["1"], "tags.verb = 'train' and attributes.status = 'FINISHED'")
+    (run,) = (one for one in runs if one.data.tags["tomoray.folder"] == str(Path(checkpoint).parent))
     assert run.data.params["network.width"] == "8"
     assert {"loss", "supervised_loss", "val_f1", "val_f1/ribosome", "data_wait_share"} <= set(run.data.metrics)
     assert [step for step, _ in logged(tracking, run.info.run_id, "loss")] == [25 * n for n in range(1, 13)]

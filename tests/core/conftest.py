@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tomoray.methods import METHODS, Method
+from tomoray.methods import Method, activation_of, build_method
 from tomoray.networks import AsymmetricUNet
 from tomoray.targets import pad_particles
 from tomoray.tomogram import Particle
 
 SMALL_AND_LARGE = (Particle("small", 60.0), Particle("large", 100.0))
+IN_SHORT_RUNS = {"semietpicker": {"ema_rate": 0.3, "consistency_weight": 0.1}}  # follow within tens of steps; be heeded little without burn-in
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -53,7 +54,8 @@ def make_method() -> Callable[..., Method]:
 
     def make(name: str = "supervised", *, seed: int = 0, width: int = 4) -> Method:
         torch.manual_seed(seed)
-        network = AsymmetricUNet(classes=len(SMALL_AND_LARGE), width=width, blocks=(1, 1))
-        return METHODS[name](network, SMALL_AND_LARGE, 10.0)
+        outputs = len(SMALL_AND_LARGE) + (activation_of(name=name) == "softmax")
+        network = AsymmetricUNet(classes=outputs, width=width, blocks=(1, 1))
+        return build_method(network, SMALL_AND_LARGE, 10.0, name=name, **IN_SHORT_RUNS.get(name, {}))
 
     return make

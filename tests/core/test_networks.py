@@ -78,9 +78,8 @@ def test_widths_that_cannot_be_halved_are_refused(width: int) -> None:
 
 
 def test_unknown_networks_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="network 'unet_3000' is not known; it must be one of asymmetric_unet"):
+    with pytest.raises(ValueError, match=f"network 'unet_3000' is not known; it must be one of {', '.join(sorted(NETWORKS))}"):
         build_network("unet_3000", classes=6)
-    assert set(NETWORKS) == {"asymmetric_unet"}
 
 
 class Fixed(torch.nn.Module):

@@ -81,7 +81,7 @@ def test_particles_are_counted_from_the_corner_and_kept_within_the_halo() -> Non
     points = np.array([[2, 10.5, 20.5, 30.5], [1, 2.0, 12.0, 22.0], [0, 1.9, 20, 30], [3, 37.9, 20, 30], [4, 38.0, 20, 30]])
     near = points_near(points, np.array([10, 20, 30]), 20, halo_vox=8)
     assert near.tolist() == [[2, 0.5, 0.5, 0.5], [1, -8, -8, -8], [3, pytest.approx(27.9), 0, 0]]
-    assert points_near(np.empty((0, 4)), np.array([0, 0, 0]), 20).shape == (0, 4)
+    assert points_near(np.empty((0, 4)), np.array([0, 0, 0]), 20, halo_vox=8).shape == (0, 4)
 
 
 def test_a_marked_voxel_is_found_where_its_particle_is_said_to_be() -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tomoray.targets import gaussian_heatmaps, heatmap_sigmas, pad_particles
-from tomoray.tomogram import CZII_PARTICLES
+from tomoray.targets import gaussian_heatmaps, heatmap_sigmas, pad_particles, reach_vox
+from tomoray.tomogram import CZII_PARTICLES, Particle
 
 SIGMAS = heatmap_sigmas(CZII_PARTICLES, 10.0)
 FERRITIN, RIBOSOME = 0, 3
@@ -91,3 +91,13 @@ def test_crops_without_particles_are_a_batch_too(crops: list[Tensor]) -> None:
     maps = gaussian_heatmaps(pad_particles(crops), SIGMAS, (8, 8, 8))
     assert maps.shape == (len(crops), 6, 4, 4, 4)
     assert maps.count_nonzero() == 0
+
+
+def test_a_crop_hears_of_particles_as_far_away_as_they_can_be_seen() -> None:
+    """Planted mistake: a fixed reach, which is too short for a class larger than those of CZII."""
+    large = (Particle("small", 50.0), Particle("large", 300.0))
+    reach = reach_vox(large, 10.0)
+    assert reach == pytest.approx(45.0)
+    just_outside = torch.tensor([[[1.0, 16.0, 16.0, 32.0 + reach]]])
+    edge = gaussian_heatmaps(just_outside, heatmap_sigmas(large, 10.0), (32, 32, 32))[0, 1, 8, 8, -1]
+    assert edge == pytest.approx(0.011, abs=0.002), "exp(-9 / 2): what is left out is less than that"

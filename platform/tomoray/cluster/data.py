@@ -24,6 +24,7 @@ from tomoray.formats import open_tomogram
 from tomoray.jobs import CropSettings
 from tomoray.patches import cut, draw_corners, points_near
 from tomoray.preprocessing import prepare
+from tomoray.targets import reach_vox
 from tomoray.tomogram import Contrast, Particle, Picks
 
 PARTICLES_PER_CROP = 256  # slots that travel with every crop; unused ones cost four kilobytes
@@ -76,7 +77,7 @@ def crop_stream(source: CropSource, visits: Callable[[], tuple[int, int]]) -> Ca
 
 def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the crops of each visit, a few at a time: `volume` `(n, p, p, p)` float16 and `particles` `(n, slots, 4)` float32."""
-    settings = source.crops
+    settings, halo = source.crops, reach_vox(source.particles, source.voxel_angstrom)
     for visit, index in zip(batch["visit"], batch["row"], strict=True):
         row = source.rows[int(index)]
         rng = np.random.default_rng((source.seed, int(visit)))
@@ -85,7 +86,7 @@ def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator
         points = particle_points(read_row_picks(row), source.particles, voxel) if source.labelled else np.empty((0, 4))
         corners = draw_corners(rng, volume.shape, settings.patch_vox, points, settings.per_visit, centred_fraction=settings.centred_fraction)
         for group in np.array_split(corners, -(-len(corners) // CROPS_PER_BLOCK)):
-            near = [points_near(points, corner, settings.patch_vox) for corner in group]
+            near = [points_near(points, corner, settings.patch_vox, halo) for corner in group]
             yield {
                 "volume": np.stack([cut(volume, corner, settings.patch_vox) for corner in group]).astype(np.float16),
                 "particles": np.stack([_slots(p, row.uri) for p in near]),

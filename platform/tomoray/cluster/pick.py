@@ -158,7 +158,7 @@ def _pipeline(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: st
     stream = stream.map(
         partial(read, rows=tuple(todo), card=card, permissive=job.permissive),
         num_cpus=1,
-        compute=TaskPoolStrategy(size=job.readers),
+        compute=TaskPoolStrategy(size=min(job.readers, len(todo))),
         max_retries=2,  # Ray's default is to repeat for ever a task that crashes its worker
     )
     stream = stream.map_batches(
@@ -218,7 +218,7 @@ class Predict:
         self.picker.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.job = job
         self.window = Window(job.tile_vox or self.card.tile_vox, job.overlap, job.views)
-        self.about = {"checkpoint": job.checkpoint, "floor": job.floor, "precision": job.precision, **asdict(self.window)}
+        self.about = {"checkpoint": job.checkpoint, "floor": job.floor, "precision": job.precision, "finder": self.card.finder, **asdict(self.window)}
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """Return the table of the one tomogram in the batch, or pass on why there is none."""
@@ -234,6 +234,7 @@ class Predict:
                 window=self.window,
                 floor=self.job.floor,
                 precision=self.job.precision,
+                finder=self.card.finder,
             )
             table = encode_candidates(candidates, self.about)
         return {"tomogram_id": [str(batch["tomogram_id"][0])], "table": [table], "error": [error], "predict_s": [time.perf_counter() - began]}

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
 from tomoray.config import Settings
@@ -58,9 +59,12 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
-def start_run(verb: str, name: str, job: Settings, *, tags: Mapping[str, str] | None = None) -> Run:
-    """Return the MLflow run of a job: the one with the same tags, if there is one, so that a resumed job goes on in it."""
-    uri = tracking_uri()
+def start_run(verb: str, name: str, job: Settings, *, tags: Mapping[str, str] | None = None, parent: Run | None = None) -> Run:
+    """Return the MLflow run of a job: the one with the same tags, if there is one, so that a resumed job goes on in it.
+
+    With a `parent` it is made where that is, and shown under it.
+    """
+    uri = parent.tracking_uri if parent else tracking_uri()
     client = MlflowClient(uri)
     wanted = {"verb": verb, **(tags or {})}
     experiment = _experiment(client, uri)
@@ -68,7 +72,8 @@ def start_run(verb: str, name: str, job: Settings, *, tags: Mapping[str, str] | 
         condition = " and ".join(f"tags.{key} = '{value}'" for key, value in wanted.items())
         for old in client.search_runs([experiment], condition, max_results=1):
             return Run(uri, old.info.run_id)
-    run_id = client.create_run(experiment, run_name=name, tags=wanted).info.run_id
+    under = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
+    run_id = client.create_run(experiment, run_name=name, tags=wanted | under).info.run_id
     params = [Param(_safe(key), str(value)[:500]) for key, value in flatten(job.model_dump(mode="json")).items()]
     client.log_batch(run_id, params=params[:100], tags=[RunTag("tomoray.output", str(getattr(job, "output", "")))])
     return Run(uri, run_id)

@@ -33,13 +33,13 @@ from tomoray.config import ConfigError, dump_settings, read_settings_text
 from tomoray.formats import open_tomogram
 from tomoray.jobs import TrainJob
 from tomoray.methods import METHODS, Method
-from tomoray.networks import Picker, build_network
-from tomoray.picking import FLOOR, Window, pick
+from tomoray.networks import Picker, build_picker
+from tomoray.picking import Window, pick
 from tomoray.preprocessing import prepare
 from tomoray.scoring import Score, f1_score
 from tomoray.thresholds import apply_thresholds, choose_thresholds
 from tomoray.tomogram import Picks
-from tomoray.training import Epoch, fit
+from tomoray.training import Epoch, Precision, fit
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ class Trained:
     run: Run
 
 
-def train(job: TrainJob) -> Trained:
-    """Train a picker as a job says, going on where a run of the same name stopped.
+def train(job: TrainJob, *, parent: Run | None = None) -> Trained:
+    """Train a picker as a job says, going on where a run of the same name stopped; `parent` is the MLflow run that it is part of.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def train(job: TrainJob) -> Trained:
     rows, validation = training_rows(job)
     folder = storage.join(job.output, job.name)
     _claim(folder, job)
-    run = start_run("train", job.name, job, tags={"tomoray.folder": folder})
+    run = start_run("train", job.name, job, tags={"tomoray.folder": folder}, parent=parent)
     run.add_text(dump_settings(job), JOB)
     setup = Setup(job, validation, run, folder)
     try:
@@ -212,14 +212,17 @@ def build_method(job: TrainJob) -> Method:
     ConfigError
         If the network to start from is another.
     """
-    network = build_network(job.network.name, classes=len(job.particles), width=job.network.width, blocks=job.network.blocks)
     options = job.method.model_dump()
+    activation = methods.activation_of(**options)
+    network = build_picker(**job.network.model_dump(), classes=len(job.particles), activation=activation).network
     if job.start_from:
         picker, card = load_picker(job.start_from)
         try:
             network.load_state_dict(picker.network.state_dict())
         except RuntimeError as error:
-            raise ConfigError(f"{job.start_from}: its network is {card.network}, the job's is {job.network}; make them the same") from error
+            theirs = f"{card.network} ({len(card.particles)}, {card.activation})"
+            ours = f"{job.network.model_dump(mode='json')} ({len(job.particles)}, {activation})"
+            raise ConfigError(f"{job.start_from}: its network (classes, activation) is {theirs}, the job's is {ours}; make them the same") from error
         if job.method.name == "semietpicker":
             options["peak_thresholds"] = card.thresholds
     return methods.build_method(network, job.particle_list(), job.voxel_angstrom, **options)
@@ -270,22 +273,23 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
     if dist.is_initialized():
         for buffer in method.buffers():  # batch statistics of the last step differ between workers; the picker's are rank 0's
             dist.broadcast(buffer, 0)
+    card = Card(
+        particles,
+        job.voxel_angstrom,
+        job.contrast,
+        network=job.network.model_dump(mode="json"),
+        activation=method.picker().activation,
+        finder=method.finder,
+        tile_vox=job.validation.tile_vox,
+        method=job.method.name,
+    )
     world = ray.train.get_context().get_world_size()
-    mine = [_candidates(method.picker(), row, job) for row in setup.validation[rank::world]]
+    mine = [find_candidates(method.picker(), card, row, job.precision) for row in setup.validation[rank::world]]
     shares: list[Any] = [None] * world
     if dist.is_initialized():
         dist.all_gather_object(shares, mine)
     else:
         shares = [mine]
-    card = Card(
-        particles,
-        job.voxel_angstrom,
-        job.contrast,
-        network={"name": job.network.name, "width": job.network.width, "blocks": list(job.network.blocks)},
-        activation=method.picker().activation,
-        tile_vox=job.validation.tile_vox,
-        method=job.method.name,
-    )
     if rank:
         return card, None
     candidates: list[Picks] = [picks for share in shares for picks in share]
@@ -297,11 +301,12 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
     return card.with_thresholds(values, notes), score
 
 
-def _candidates(picker: Picker, row: CatalogueRow, job: TrainJob) -> Picks:
+def find_candidates(picker: Picker, card: Card, row: CatalogueRow, precision: Precision) -> Picks:
+    """Return every candidate of a row's tomogram, seen and searched as a card says."""
     tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
-    volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=job.voxel_angstrom, to_contrast=job.contrast)
-    window = Window(tile_vox=job.validation.tile_vox)
-    return pick(picker, volume, job.particle_list(), voxel, run=row.run, window=window, floor=FLOOR, precision=job.precision)
+    volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast)
+    window = Window(tile_vox=card.tile_vox)
+    return pick(picker, volume, card.particles, voxel, run=row.run, window=window, precision=precision, finder=card.finder)
 
 
 def known_picks(row: CatalogueRow, job: TrainJob) -> Picks:

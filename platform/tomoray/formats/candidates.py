@@ -51,7 +51,7 @@ def read_candidates(uri: storage.Uri) -> tuple[Picks, dict[str, Any]]:
     try:
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError to Arrow
-        raise FormatError(f"{uri}: not a Parquet file ({error}); give a table that `tomoray pick` wrote") from None
+        raise FormatError(f"{uri}: not a Parquet file ({str(error).splitlines()[0]}); give a table that `tomoray pick` wrote") from None
     missing = set(SCHEMA.names) - set(table.schema.names)
     if missing or ABOUT not in (table.schema.metadata or {}):
         lacks = ", ".join(sorted(missing)) or "its metadata"

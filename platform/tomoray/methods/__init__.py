@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from tomoray.methods.base import Batch, Method, Metrics
+from tomoray.methods.base import Batch, FromLabels, Method, Metrics
+from tomoray.methods.kaggle_ce import KaggleCE
+from tomoray.methods.segmentation import Segmentation
 from tomoray.methods.semietpicker import SemiETPicker
 from tomoray.methods.supervised import Supervised
+from tomoray.networks import Activation
 from tomoray.tomogram import Particle
 
-SUPERVISED: dict[str, type[Supervised]] = {"supervised": Supervised}
+SUPERVISED: dict[str, type[FromLabels]] = {"supervised": Supervised, "kaggle_ce": KaggleCE, "segmentation": Segmentation}
 """Methods that learn from labels alone, and that co-training can build on."""
 
 METHODS: dict[str, type[Method]] = {**SUPERVISED, "semietpicker": SemiETPicker}
@@ -42,4 +45,22 @@ def build_method(
     return SemiETPicker(SUPERVISED[student.pop("name")](network, particles, voxel_angstrom, **student), particles, voxel_angstrom, **options)
 
 
-__all__ = ["METHODS", "SUPERVISED", "Batch", "Method", "Metrics", "SemiETPicker", "Supervised", "build_method"]
+def activation_of(*, name: str, supervised: Mapping[str, Any] | None = None, **_: Any) -> Activation:
+    """Return how the logits of such a method become scores, which decides how many its network must give; arguments as of `build_method`."""
+    return SUPERVISED[name if name in SUPERVISED else (supervised or {}).get("name", "supervised")].activation
+
+
+__all__ = [
+    "METHODS",
+    "SUPERVISED",
+    "Batch",
+    "FromLabels",
+    "KaggleCE",
+    "Method",
+    "Metrics",
+    "Segmentation",
+    "SemiETPicker",
+    "Supervised",
+    "activation_of",
+    "build_method",
+]

@@ -18,15 +18,14 @@ from torch import Tensor
 
 from tomoray.augment import drop_blocks, random_flips_and_turns, random_intensity
 from tomoray.losses import sigmoid_ramp
-from tomoray.methods.base import Batch, Method, Metrics
-from tomoray.methods.supervised import Supervised
+from tomoray.methods.base import Batch, FromLabels, Method, Metrics
 from tomoray.networks import Picker
 from tomoray.peaks import find_peaks, window_widths
 from tomoray.targets import pad_particles
 from tomoray.tomogram import Particle
 from tomoray.views import check_views, mean_of_views
 
-PseudoMode = Literal["soft", "floor", "peaks"]
+PseudoMode = Literal["auto", "soft", "floor", "peaks"]
 
 DEFAULT_PEAK_THRESHOLD = 0.3  # of pseudo_mode "peaks" for a class without a threshold from burn-in
 
@@ -37,7 +36,7 @@ class SemiETPicker(Method):
     Parameters
     ----------
     supervised
-        The student: a method for the labelled crops, whose loss also compares student and teacher.
+        The student: a method for the labelled crops, which can also compare a student with a teacher.
     particles, voxel_angstrom
         The classes, and the voxel size of the crops.
     views
@@ -52,6 +51,7 @@ class SemiETPicker(Method):
     pseudo_mode
         `soft` takes the teacher's map as it is (the paper). Since a map is also the weight of its own loss, faint haze can outweigh all
         particles: `floor` sets values under `pseudo_floor` to 0, and `peaks` keeps peaks above each class's threshold and draws targets there.
+        `auto` is `soft` for heat maps, and `floor` where classes share one unit with the background, which then takes what was haze.
     peak_thresholds
         Class -> threshold for `peaks`; those of burn-in's card.
     """
@@ -60,7 +60,7 @@ class SemiETPicker(Method):
 
     def __init__(
         self,
-        supervised: Supervised,
+        supervised: FromLabels,
         particles: Sequence[Particle],
         voxel_angstrom: float,
         *,
@@ -69,20 +69,22 @@ class SemiETPicker(Method):
         consistency_weight: float = 1.0,
         ramp_fraction: float = 0.2,
         ema_rate: float = 0.001,
-        pseudo_mode: PseudoMode = "soft",
+        pseudo_mode: PseudoMode = "auto",
         pseudo_floor: float = 0.1,
         peak_thresholds: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         check_views(views)
         self.supervised = supervised
+        self.finder = supervised.finder
         self.teacher = copy.deepcopy(supervised.network).requires_grad_(False).eval()
         self.views = views
         self.drop_probability = drop_probability
         self.consistency_weight = consistency_weight
         self.ramp_fraction = ramp_fraction
         self.ema_rate = ema_rate
-        self.pseudo_mode = pseudo_mode
+        default: PseudoMode = "floor" if supervised.activation == "softmax" else "soft"
+        self.pseudo_mode = default if pseudo_mode == "auto" else pseudo_mode
         self.pseudo_floor = pseudo_floor
         self.peak_widths = window_widths(particles, voxel_angstrom, supervised.stride)
         known = peak_thresholds or {}
@@ -101,7 +103,7 @@ class SemiETPicker(Method):
         pseudo = self.pseudo_label(volume)
         seen, wanted = random_flips_and_turns(volume, pseudo)
         seen = drop_blocks(random_intensity(seen, strength=self.supervised.intensity_strength), self.drop_probability)
-        consistency = self.supervised.loss(self.supervised.network(seen), wanted)
+        consistency = self.supervised.consistency(self.supervised.network(seen), wanted)
         weight = self.consistency_weight * sigmoid_ramp(progress, self.ramp_fraction)
         metrics |= {
             "consistency_loss": consistency.detach(),

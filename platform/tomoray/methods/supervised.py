@@ -10,19 +10,16 @@ Tests: the loss's analytic values, a gradient for every weight, a falling loss, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from tomoray.augment import random_flips_and_turns, random_intensity
 from tomoray.losses import Reduce, reweighted_mse
-from tomoray.methods.base import Batch, Method, Metrics
-from tomoray.networks import Activation, Picker
+from tomoray.methods.base import FromLabels
 from tomoray.targets import gaussian_heatmaps, heatmap_sigmas
 from tomoray.tomogram import Particle
 
 
-class Supervised(Method):
+class Supervised(FromLabels):
     """Learn heat maps from labelled crops.
 
     Parameters
@@ -39,8 +36,6 @@ class Supervised(Method):
         Size of the intensity augmentations; 0 turns them off.
     """
 
-    activation: ClassVar[Activation] = "sigmoid"
-
     def __init__(
         self,
         network: nn.Module,
@@ -51,29 +46,15 @@ class Supervised(Method):
         reduce: Reduce = "joint",
         intensity_strength: float = 1.0,
     ) -> None:
-        super().__init__()
-        self.network = network
-        self.stride = cast(int, network.stride)
+        super().__init__(network, particles, voxel_angstrom, intensity_strength=intensity_strength)
         self.sigmas = heatmap_sigmas(particles, voxel_angstrom, self.stride)
         self.background_weight = background_weight
         self.reduce: Reduce = reduce
-        self.intensity_strength = intensity_strength
-
-    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, Metrics]:
-        """Return the loss over the labelled crops."""
-        volume, particles = batch["labelled"]["volume"], batch["labelled"]["particles"]
-        volume, target = random_flips_and_turns(volume, self.target(particles, volume.shape[2:]))
-        loss = self.loss(self.network(random_intensity(volume, strength=self.intensity_strength)), target)
-        return loss, {"supervised_loss": loss.detach()}
 
     def target(self, particles: Tensor, shape: Sequence[int]) -> Tensor:
         """Return what the scores of crops of a shape shall be: `(b, classes, d / stride, ...)`, from particles `(b, n, 4)`."""
         return gaussian_heatmaps(particles, self.sigmas, shape, stride=self.stride)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return how far logits are from a target, be it made from particles or by a teacher."""
+        """Return how far logits are from a target; the least where their scores are the target, be it soft or not."""
         return reweighted_mse(logits.float().sigmoid(), target, background_weight=self.background_weight, reduce=self.reduce)
-
-    def picker(self) -> Picker:
-        """Return the network with the activation that turns its logits into scores."""
-        return Picker(self.network, self.activation)

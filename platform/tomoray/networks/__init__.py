@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from tomoray.networks.deepfinder import DeepFinder
+from tomoray.networks.fpn import FPN
 from tomoray.networks.unet import AsymmetricUNet
+from tomoray.networks.vnet import VNet
 
 Activation = Literal["sigmoid", "softmax"]
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"asymmetric_unet": AsymmetricUNet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"asymmetric_unet": AsymmetricUNet, "fpn": FPN, "vnet": VNet, "deepfinder": DeepFinder}
 
 
 class Picker(nn.Module):
@@ -50,3 +53,8 @@ def build_network(name: str, **options: Any) -> nn.Module:
     if name not in NETWORKS:
         raise ValueError(f"network {name!r} is not known; it must be one of {', '.join(sorted(NETWORKS))}")
     return NETWORKS[name](**options)
+
+
+def build_picker(name: str, *, classes: int, activation: Activation = "sigmoid", **options: Any) -> Picker:
+    """Return a picker with fresh weights, its network with one more output for the background where scores share one unit with it."""
+    return Picker(build_network(name, classes=classes + (activation == "softmax"), **options), activation)

@@ -22,6 +22,13 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm3d(outputs), nn.ReLU(inplace=True))
 
 
+def heatmap_head(inputs: int, classes: int) -> nn.Conv3d:
+    """Return a 3^3 convolution to one logit per class that starts by believing in few particles."""
+    head = nn.Conv3d(inputs, classes, 3, padding=1)
+    nn.init.constant_(head.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
+    return head
+
+
 class ResidualBlock(nn.Module):
     """Two 3^3 convolutions and a parameter-free shortcut (He et al. 2016, type A: subsample, pad with zero channels)."""
 
@@ -53,41 +60,31 @@ class Decoder(nn.Module):
         return self.mix(torch.cat([raised, skip], dim=1))  # type: ignore[no-any-return]
 
 
-class AsymmetricUNet(nn.Module):
-    """Residual U-Net with output stride 2.
+class ResidualEncoder(nn.Module):
+    """What networks with a residual encoder share: a stem that halves the volume, and stages that each halve it again.
 
     Parameters
     ----------
-    classes
-        Number of output channels.
     width
-        Channels of the first encoder stage; each further stage doubles them. 64 is the published network.
+        Channels of the stem and the first stage; each further stage doubles them. 64 is ResNet-34's.
     blocks
         Residual blocks per stage; (3, 4, 6, 3) is ResNet-34. Fewer stages make a shallower network.
     """
 
     stride = 2
 
-    def __init__(self, classes: int, width: int = 64, blocks: Sequence[int] = (3, 4, 6, 3)) -> None:
+    def __init__(self, width: int = 64, blocks: Sequence[int] = (3, 4, 6, 3)) -> None:
         super().__init__()
         if width < 2 or width % 2:
             raise ValueError(f"network width {width}: it must be an even number, since the stem works at half of it; 64 is the published one")
         self.stem = nn.Sequential(convolution(1, width // 2, stride=2), convolution(width // 2, width // 2), convolution(width // 2, width))
         self.stages = nn.ModuleList()
-        channels = [width]  # of every skip connection, shallow to deep
+        self.channels = [width]  # of every feature map, shallow to deep
         for stage, count in enumerate(blocks):
             outputs = width * 2**stage
-            first = ResidualBlock(channels[-1], outputs, stride=1 if stage == 0 else 2)
+            first = ResidualBlock(self.channels[-1], outputs, stride=1 if stage == 0 else 2)
             self.stages.append(nn.Sequential(first, *(ResidualBlock(outputs, outputs) for _ in range(count - 1))))
-            channels.append(outputs)
-        self.decoders = nn.ModuleList()
-        deep = channels.pop()
-        for skip in reversed(channels):
-            outputs = skip if len(self.decoders) < len(channels) - 1 else width // 2
-            self.decoders.append(Decoder(deep, skip, outputs))
-            deep = outputs
-        self.head = nn.Conv3d(deep, classes, 3, padding=1)
-        nn.init.constant_(self.head.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
+            self.channels.append(outputs)
 
     def features(self, volume: Tensor) -> list[Tensor]:
         """Return the encoder's feature maps, from half resolution to the deepest."""
@@ -97,6 +94,28 @@ class AsymmetricUNet(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+
+class AsymmetricUNet(ResidualEncoder):
+    """Residual U-Net with output stride 2.
+
+    Parameters
+    ----------
+    classes
+        Number of output channels.
+    width, blocks
+        See `ResidualEncoder`; the defaults are the published network.
+    """
+
+    def __init__(self, classes: int, width: int = 64, blocks: Sequence[int] = (3, 4, 6, 3)) -> None:
+        super().__init__(width, blocks)
+        self.decoders = nn.ModuleList()
+        *skips, deep = self.channels
+        for skip in reversed(skips):
+            outputs = skip if len(self.decoders) < len(skips) - 1 else width // 2
+            self.decoders.append(Decoder(deep, skip, outputs))
+            deep = outputs
+        self.head = heatmap_head(deep, classes)
 
     def forward(self, volume: Tensor) -> Tensor:
         """Return logits `(b, classes, d / 2, h / 2, w / 2)` (rounded up) of `(b, 1, d, h, w)`."""
