@@ -185,7 +185,7 @@ def _worker(config: Mapping[str, Any]) -> None:
     torch.manual_seed(job.seed)  # the same weights on every worker, and in every run of this seed
     method = build_method(job).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     wrapped = prepare_model(method)
-    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay, fused=True)
     start = _resume(method, optimizer)
     seed = job.seed * 10_007 + rank
     loaders = {name: Shard(name, job.crops, seed) for name in method.streams}
