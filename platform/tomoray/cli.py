@@ -20,10 +20,11 @@ from tomoray.config import ConfigError, Settings, dump_settings, parse_assignmen
 from tomoray.jobs import JOBS
 
 USER_ERROR = 2
+INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit status: 0 done, 2 something to correct, 3 done but for what failed."""
+    """Run a verb and return the exit status: 0 done, 2 something to correct, 3 done but for what failed, 130 stopped."""
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("tomoray").setLevel(logging.DEBUG if options.verbose else logging.INFO)
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"tomoray {options.verb}: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"tomoray {options.verb}: stopped; what is done is kept, the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -181,3 +181,12 @@ def test_status_and_job_of_a_command_are_passed_on(monkeypatch) -> None:
     assert main(["train", "--crops.patch-vox", "64", "--name", "x"]) == 3
     assert seen[0] == ("pick", PickJob(views=4, thresholds={"a": 0.5}), False)
     assert seen[1] == ("train", TrainJob.model_validate({"crops": {"patch_vox": 64}, "name": "x"}), False)
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: object, **options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tomoray.commands.run", interrupted)
+    assert main(["simulate"]) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
