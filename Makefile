@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test lint format test-slow clean
+.PHONY: help setup demo test lint format test-slow bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,5 +36,10 @@ format: $(VENV)/.installed ## put the code into shape
 test-slow: $(VENV)/.installed ## the long studies and large volumes
 	$(BIN)/python -m pytest -m slow
 
+bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+bench: $(VENV)/.installed ## every speed as a ratio, on an idle machine in about half an hour
+	for name in ceilings picking find_peaks co_training_step ray_share pick_pipeline thresholds; do \
+	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
+
 clean: ## remove the environment and the demo
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo bench

@@ -49,11 +49,13 @@ class Card:
     finder
         How score maps become candidates.
     tile_vox
-        Edge of the tiles it was validated with.
+        Edge of the cubic tiles that it wants; 0: any.
     thresholds
         Score from which a candidate of each class counts as a pick, chosen on validation tomograms. Empty: not chosen yet.
     validation
         What was measured on the validation tomograms, for people.
+    agreement
+        F1 of the picks in the precision that it was trained in against those in float32, one to one within a voxel, on a validation tomogram.
     method, code_version
         Where it comes from.
     """
@@ -64,9 +66,10 @@ class Card:
     network: dict[str, Any]
     activation: Activation = "sigmoid"
     finder: Finder = "peaks"
-    tile_vox: int = 96
+    tile_vox: int = 0
     thresholds: dict[str, float] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
+    agreement: float = 1.0
     method: str = ""
     code_version: str = tomoray.__version__
 

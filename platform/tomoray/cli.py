@@ -20,6 +20,7 @@ from tomoray.config import ConfigError, Settings, dump_settings, parse_assignmen
 from tomoray.jobs import JOBS
 
 USER_ERROR = 2
+SHORT = {"threshold": ", or the folder of candidates"}  # verbs that need no job file, only this one word
 INTERRUPTED = 130  # as shells count a program that Ctrl-C ended
 
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("tomoray").setLevel(logging.DEBUG if options.verbose else logging.INFO)
     try:
-        job = read_settings(JOBS[options.verb], options.job, _overrides(options))
+        job = read_settings(JOBS[options.verb], _job_file(options), _overrides(options))
         if options.dry_run:
             print(dump_settings(job), end="")
         from tomoray import commands  # here, so that --help need not wait for torch and Ray
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     for verb, model in JOBS.items():
         summary = (model.__doc__ or "").splitlines()[0]
         sub = verbs.add_parser(verb, help=summary, description=f"{summary} Options override the job file.")
-        sub.add_argument("job", nargs="?", help="job file (TOML); see the folder jobs/")
+        sub.add_argument("job", nargs="?", help=f"job file (TOML){SHORT.get(verb, '')}; see the folder jobs/")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any key of the job file, dotted: --set crops.patch_vox=64")
         sub.add_argument("--dry-run", action="store_true", help="check everything, print the job as it would run, and stop")
         sub.add_argument("--verbose", action="store_true", help="more messages, and where an error came from")
@@ -83,6 +84,15 @@ def _spell(default: Any) -> str:
     return "not set" if default is None or default == "" else str(list(default) if isinstance(default, tuple) else default)
 
 
+def _job_file(options: argparse.Namespace) -> str | None:
+    return None if _names_candidates(options) else options.job
+
+
+def _names_candidates(options: argparse.Namespace) -> bool:
+    return options.verb in SHORT and options.job is not None and not options.job.endswith(".toml")
+
+
 def _overrides(options: argparse.Namespace) -> dict[str, Any]:
     given = {key.removeprefix("key:"): parse_value(value) for key, value in vars(options).items() if key.startswith("key:") and value is not None}
-    return parse_assignments(options.set) | given
+    short = {"candidates": options.job} if _names_candidates(options) else {}
+    return short | parse_assignments(options.set) | given

@@ -19,7 +19,7 @@ from tomoray.formats import open_tomogram
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
-from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, TrainJob
+from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob
 from tomoray.report import draw_picks, write_report
 from tomoray.scoring import Score, score_picks, score_table
 from tomoray.simulate import Scene, write_dataset
@@ -38,6 +38,7 @@ def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
         "train": train,
         "study": study,
         "pick": pick,
+        "threshold": threshold,
         "score": score,
         "demo": demo,
     }
@@ -165,12 +166,13 @@ def study(job: StudyJob, dry_run: bool = False) -> int:
 
 def pick(job: PickJob, dry_run: bool = False) -> int:
     """Pick all tomograms of a catalogue and say where everything is; status 3 where some could not be picked."""
-    from tomoray.checkpoint import read_card
     from tomoray.cluster import pick as picking
+    from tomoray.ensemble import ensemble_card
+    from tomoray.results import committed
 
     if dry_run:
-        rows, card = picking.wanted_rows(job), read_card(job.checkpoint)
-        done = picking.committed(picking.candidates_folder(job, card))
+        rows, card = picking.wanted_rows(job), ensemble_card(job.checkpoints)
+        done = committed(picking.candidates_folder(job, card))
         say(f"would pick {sum(row.tomogram_id not in done for row in rows)} of {len(rows)} tomograms")
         return DONE
     picked = picking.pick_all(job)
@@ -182,6 +184,29 @@ def pick(job: PickJob, dry_run: bool = False) -> int:
     say(f"failures:   {storage.join(job.output, 'failures.parquet')}")
     say(f"MLflow:     {picked.run}")
     return SOME_FAILED if picked.failures else DONE
+
+
+def threshold(job: ThresholdJob, dry_run: bool = False) -> int:
+    """Derive picks again from candidates, and say where they are."""
+    from tomoray import results
+    from tomoray.ensemble import ensemble_card
+    from tomoray.formats.candidates import read_candidates
+
+    began, folder = time.perf_counter(), results.find_tables(job.candidates)
+    ids = results.committed(folder)
+    about = read_candidates(results.table_uri(folder, min(ids)))[1]
+    named = about["checkpoint"]
+    checkpoints = job.checkpoints if job.checkpoint else (named,) if isinstance(named, str) else tuple(named)
+    thresholds = results.choose(ensemble_card(checkpoints), job.thresholds)
+    if below := [name for name, value in thresholds.items() if value < about["floor"]]:
+        say(f"warning: thresholds of {', '.join(below)} lie below {about['floor']:g}, under which `tomoray pick` kept no candidates")
+    if dry_run:
+        say(f"would apply {_spell(thresholds)} to {len(ids)} tables of {folder}")
+        return DONE
+    csv, count = results.write_picks(job.output, folder, ids, thresholds, copick=job.copick)
+    say(f"{count} picks of {len(ids)} tomograms, in {time.perf_counter() - began:.1f} s; thresholds: {_spell(thresholds)}")
+    say(f"picks: {csv}" + (f" and {storage.join(job.output, 'ExperimentRuns')}" if job.copick else ""))
+    return DONE
 
 
 def score(job: ScoreJob, dry_run: bool = False) -> int:

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
 
 from tomoray.config import Settings
 from tomoray.tomogram import CZII_PARTICLES, Contrast, Particle
 
+
+def _zero_or_large(tile_vox: int) -> int:
+    if 0 < tile_vox < 16:
+        raise ValueError(f"tile_vox is {tile_vox}; it must be 0 (decided by the voxels there is room for) or at least 16")
+    return tile_vox
+
+
 FILE_NAME = r"^[A-Za-z0-9._-]+$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 EvenSize = Annotated[int, Field(ge=16, multiple_of=2)]
+TileSize = Annotated[int, Field(ge=0, multiple_of=2), AfterValidator(_zero_or_large)]
 
 
 class ParticleSettings(Settings):
@@ -199,7 +207,7 @@ class ValidationSettings(Settings):
 
     every_epochs: PositiveInt = Field(5, description="epochs between validations; the last epoch is always validated")
     objective: Literal["f1", "czii"] = Field("f1", description="what thresholds maximise: one-to-one F1 at half the radius, or the F4 of CZII")
-    tile_vox: EvenSize = Field(96, description="edge of the tiles for prediction")
+    tile_vox: TileSize = Field(0, description="edge of cubic tiles for prediction; 0: as few tiles as ten million voxels each allow")
 
 
 class TrainJob(WithParticles):
@@ -279,29 +287,49 @@ class StudyJob(Job):
     )
 
 
-class PickJob(Job):
+class WithCheckpoint(Job):
+    """A job that uses what training made."""
+
+    checkpoint: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        "", description="checkpoint folder, as `tomoray train` prints it; a list of them picks with the mean of their scores"
+    )
+    thresholds: dict[str, Fraction] = Field({}, description="class -> threshold instead of the card's; of several cards their mean counts")
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoint folders, be they one or several."""
+        return (self.checkpoint,) if isinstance(self.checkpoint, str) else self.checkpoint
+
+
+class PickJob(WithCheckpoint):
     """Pick particles in every tomogram of a catalogue."""
 
     catalogue: str = Field("data/catalogue.parquet", description="catalogue of tomograms")
-    checkpoint: str = Field("", description="checkpoint folder, as `tomoray train` prints it")
     output: str = Field("picks", description="folder or s3:// prefix for candidates, picks and failures")
     splits: tuple[str, ...] = Field((), description="only rows of these splits; all by default")
     floor: Fraction = Field(0.02, description="candidates above this score are kept")
-    thresholds: dict[str, Fraction] = Field({}, description="class -> threshold instead of the card's")
-    tile_vox: Annotated[int, Field(ge=0, multiple_of=2)] = Field(0, description="edge of the tiles; 0: the card's")
-    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="share that neighbouring tiles overlap")
+    tile_vox: TileSize = Field(0, description="edge of cubic tiles, 90 in the paper; 0: the card's, or else the whole volume if memory allows")
+    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="share that neighbouring cubic tiles overlap")
     views: Literal[1, 4, 8] = Field(1, description="mirrored views averaged at test time")
-    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")
-    actors: Annotated[int, Field(ge=0)] = Field(0, description="predicting actors; 0: one per GPU, or per core")
-    gpus_per_actor: Annotated[float, Field(ge=0)] = Field(0.0, description="GPUs, or a share of one, per actor")
+    refine: bool = Field(True, description="place peaks between cells, where their scores say")
+    precision: Literal["auto", "bf16", "fp16", "float32"] = Field(
+        "auto", description="auto: bf16 where the processor computes in it and the card says that picks agree with those of float32"
+    )
+    actors: Annotated[int, Field(ge=0)] = Field(0, description="predicting actors; 0: as many as fit on the GPUs, or one per eight cores")
+    gpus_per_actor: Fraction = Field(0.0, description="share of a GPU per actor; 1: one each, 0.5: two on each, 0: none")
     readers: PositiveInt = Field(2, description="tomograms read at the same time")
     permissive: bool = Field(False, description="read files that break their format where their meaning is clear")
 
-    @model_validator(mode="after")
-    def _tile_is_zero_or_large(self) -> PickJob:
-        if 0 < self.tile_vox < 16:
-            raise ValueError(f"tile_vox is {self.tile_vox}; it must be 0 (the card's) or at least 16")
-        return self
+
+class ThresholdJob(WithCheckpoint):
+    """Derive picks again from the candidates that `tomoray pick` found, with other thresholds and without a network."""
+
+    candidates: str = Field("picks/candidates", description="folder of candidates tables, as `tomoray pick` prints it")
+    output: str = Field("picks", description="folder or s3:// prefix for the picks; those that lie there are replaced")
+    checkpoint: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        "", description="checkpoint folder, or a list, whose thresholds to use; empty: those that the tables name"
+    )
+    copick: bool = Field(True, description="write copick files beside the CSV")
 
 
 class ScoreJob(WithParticles):
@@ -339,6 +367,7 @@ JOBS: dict[str, type[Settings]] = {
     "train": TrainJob,
     "study": StudyJob,
     "pick": PickJob,
+    "threshold": ThresholdJob,
     "score": ScoreJob,
     "demo": DemoJob,
 }

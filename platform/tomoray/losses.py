@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Reduce = Literal["joint", "per_class"]
@@ -30,10 +31,10 @@ def reweighted_mse(scores: Tensor, target: Tensor, *, background_weight: float =
     if scores.shape != target.shape:
         raise ValueError(f"scores {tuple(scores.shape)} and target {tuple(target.shape)} must have the same shape")
     over = (0, 2, 3, 4) if reduce == "per_class" else (0, 1, 2, 3, 4)
-    error = (target - scores).square()
-    foreground = (target * error).sum(over) / (target.sum(over) + eps)
-    background = ((1 - target) * error).sum(over) / ((1 - target).sum(over) + eps)
-    return (foreground + background_weight * background).mean()
+    mass = target.sum(over, keepdim=True)
+    cells = target.numel() / mass.numel()
+    weight = torch.lerp(background_weight / (cells - mass + eps), 1 / (mass + eps), target)  # of Y and of 1 - Y, in one pass
+    return (weight * (target - scores).square()).sum() / mass.numel()
 
 
 def weighted_cross_entropy(logits: Tensor, target: Tensor, *, class_weight: float = 256.0, background_weight: float = 1.0) -> Tensor:

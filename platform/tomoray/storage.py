@@ -22,6 +22,7 @@ from typing import Any
 Uri = str | Path
 
 _REMOTE = ("s3", "http", "https")
+UNFINISHED = ".partial"  # how the name ends of a folder in which something is being written
 
 
 def as_text(uri: Uri) -> str:
@@ -188,6 +189,13 @@ def remove(uri: Uri) -> None:
             filesystem.rm(path, recursive=True)
 
 
+def remove_unfinished(folder: Uri) -> None:
+    """Remove from a folder what writers have left that were killed. Objects are put whole, so there only local folders have any."""
+    if is_local(folder):
+        for left in local_path(folder).glob(f".*{UNFINISHED}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def new_file(uri: Uri) -> Iterator[Path]:
     """Yield a local path to write to; the file gets its name when the block ends well, and is dropped when it does not."""
@@ -246,7 +254,7 @@ def _staging_folder(uri: Uri) -> Iterator[Path]:
         return
     target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.partial"
+    folder = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
     folder.mkdir()
     try:
         yield folder

@@ -13,7 +13,7 @@ import pytest
 from tomoray import commands
 from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks, write_catalogue
 from tomoray.checkpoint import read_card
-from tomoray.cluster.pick import candidates_folder, committed, pick_all, table_uri
+from tomoray.cluster.pick import candidates_folder, pick_all
 from tomoray.config import ConfigError
 from tomoray.formats import open_tomogram
 from tomoray.formats.candidates import read_candidates
@@ -23,6 +23,7 @@ from tomoray.formats.failures import read_failures
 from tomoray.formats.mrc import write_mrc
 from tomoray.jobs import IndexJob, PickJob
 from tomoray.preprocessing import resample
+from tomoray.results import committed, table_uri
 from tomoray.scoring import f1_score
 from tomoray.tomogram import Tomogram
 

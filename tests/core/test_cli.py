@@ -150,7 +150,7 @@ def test_verbs_and_version_are_listed(capsys) -> None:
         main(["--help"])
     text = capsys.readouterr().out
     for verb, model in JOBS.items():
-        assert re.search(rf"^ +{verb} +{re.escape((model.__doc__ or '').splitlines()[0][:20])}", text, re.MULTILINE)
+        assert re.search(rf"^ +{verb}\s+{re.escape((model.__doc__ or '').splitlines()[0][:20])}", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("verb", ["simulate", "demo"])

@@ -11,7 +11,8 @@ from torch import Tensor
 from tomoray.checkpoint import Card, load_picker, read_card, save_checkpoint
 from tomoray.networks import Picker
 from tomoray.peaks import find_components
-from tomoray.picking import Window, pick
+from tomoray.picking import pick
+from tomoray.tiles import Window
 from tomoray.tomogram import Particle
 
 

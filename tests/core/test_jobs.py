@@ -13,7 +13,8 @@ from tomoray.config import ConfigError, Settings, dump_settings, read_settings_t
 from tomoray.jobs import JOBS, DemoJob, PickJob, SimulateJob, TrainJob
 from tomoray.methods import METHODS
 from tomoray.networks import NETWORKS, build_network
-from tomoray.picking import FLOOR, Window
+from tomoray.picking import FLOOR
+from tomoray.tiles import Window
 from tomoray.tomogram import CZII_PARTICLES
 
 FULL: dict[str, dict[str, Any]] = {
@@ -28,6 +29,7 @@ FULL: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 3e-4},
     },
     "pick": {"thresholds": {"ribosome": 0.5, "virus-like-particle": 0, "a.b": 1}, "views": 8, "splits": ["test"], "checkpoint": "s3://bucket/runs/x"},
+    "threshold": {"thresholds": {"a.b": 1}, "checkpoint": ["runs/a", "runs/b"], "copick": False},
     "score": {"particles": [{"name": "x", "radius_angstrom": 3.5}], "splits": ["test", "validation"]},
     "study": {
         "seeds": [3],
@@ -98,7 +100,7 @@ def test_every_default_is_a_value_that_a_job_file_may_hold(verb: str) -> None:
         ("train", "[optimizer]\nlearning_rate = nan", "optimizer.learning_rate = NaN: Input should be "),
         ("train", "[[particles]]\nname = 'x'\nradius = 3", "particles.0.radius_angstrom = "),
         ("train", "precision = 'float16'", "precision = \"float16\": Input should be 'auto', 'bf16' or 'float32'"),
-        ("pick", "tile_vox = 8", "tile_vox is 8; it must be 0 (the card's) or at least 16"),
+        ("pick", "tile_vox = 8", "tile_vox is 8; it must be 0 (decided by the voxels there is room for) or at least 16"),
         ("pick", "tile_vox = 97", "tile_vox = 97: Input should be a multiple of 2"),
         ("pick", "overlap = 1", "overlap = 1: Input should be less than 1"),
         ("pick", "views = 2", "views = 2: Input should be 1, 4 or 8"),

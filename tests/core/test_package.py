@@ -27,11 +27,11 @@ LAYERS = [
     ["config", "tomogram"],
     [
         *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
-        *("peaks", "scoring", "thresholds", "views"),
+        *("peaks", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
     ],
     ["methods"],
-    ["training", "picking"],
-    ["jobs", "checkpoint", "report", "study", "comparison"],
+    ["training", "picking", "inference", "memory"],
+    ["jobs", "checkpoint", "report", "study", "comparison", "ensemble", "results"],
     ["cluster"],
     ["cli", "commands", "__main__"],
 ]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tomoray.formats.czii import read_czii_csv
-from tomoray.scoring import czii_score, f1_score, f_beta, match_one_to_one, score_picks, score_rows, score_table
+from tomoray.scoring import agreement, czii_score, f1_score, f_beta, match_one_to_one, score_picks, score_rows, score_table
 from tomoray.tomogram import CZII_PARTICLES, Particle, Picks
 
 AWAY = {p.name: (1000.0 * k, 500.0, 700.0) for k, p in enumerate(CZII_PARTICLES, start=1)}  # one of each, well apart
@@ -271,3 +271,15 @@ def test_scores_become_valid_json_with_what_is_undefined_as_null():
     assert [c["value"] for c in plain["classes"]] == [None, None, None, 0.0, None, None]
     assert plain["classes"][3]["precision"] is None
     assert plain["classes"][3]["recall"] == 0.0
+
+
+def test_agreement_counts_picks_of_a_class_within_a_distance_once():
+    """Planted: distances to the nearest pick, which count one pick twice; classes mixed up; 0 where neither found anything."""
+    names = np.array(["ribosome", "ribosome", "apo-ferritin"])
+    truth = Picks("TS_1", np.array([[0.0, 0, 0], [50.0, 0, 0], [50.0, 0, 0]]), names, np.ones(3))
+    near = Picks("TS_1", np.array([[0.0, 0, 10], [0.0, 0, -9], [50.0, 0, 0]]), names, np.ones(3))
+    assert agreement(truth, truth, 10.0) == 1.0
+    assert agreement(near, truth, 10.0) == pytest.approx(2 / 3)
+    assert agreement(near, truth, 8.0) == pytest.approx(1 / 3)
+    assert agreement(truth[[]], truth, 10.0) == 0.0
+    assert agreement(truth[[]], truth[[]], 10.0) == 1.0

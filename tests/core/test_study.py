@@ -136,4 +136,5 @@ def test_every_shipped_study_is_one_whose_arms_can_be_compared(path: Path) -> No
 
 
 def test_there_are_shipped_studies() -> None:
-    assert [path.name for path in STUDIES] == ["study_semietpicker_small.toml", "study_semietpicker_table1.toml", "study_semietpicker_table3.toml"]
+    names = ["study_regime.toml", *(f"study_semietpicker_{which}.toml" for which in ("small", "table1", "table3"))]
+    assert [path.name for path in STUDIES] == names

@@ -20,6 +20,7 @@ from ray.data import TaskPoolStrategy
 from ray.data.collate_fn import NumpyBatchCollateFn
 
 from tomoray.catalogue import CatalogueRow, read_row_picks
+from tomoray.cluster.pace import Pace
 from tomoray.formats import open_tomogram
 from tomoray.jobs import CropSettings
 from tomoray.patches import cut, draw_corners, points_near
@@ -70,6 +71,7 @@ def crop_stream(source: CropSource, visits: Callable[[], tuple[int, int]]) -> Ca
         stream = stream.map_batches(partial(cut_crops, source=source), batch_size=1, num_cpus=1, compute=readers)
         stream.context.execution_no_progress_timeout_s = -1  # a stream that waits for a validation has not failed
         stream.context.enable_progress_bars = False
+        stream.context.custom_execution_callback_classes = [Pace]
         return stream
 
     return make

@@ -1,52 +1,52 @@
-"""Bulk picking: read | predict | write, with Ray Data, one committed table per tomogram.
+"""Bulk picking: read | predict | commit, with Ray Data, one committed table per tomogram.
 
 Reading tasks hand prepared volumes as float16 to a pool of predicting actors, which hand candidates to writing tasks; each stage
 works while the others do. What is committed is what is done: a rerun leaves out tomograms whose table exists, and a task that ran twice
-has written the same table twice. The name of a table depends on the model and the settings, so another model never finds old picks.
+has written the same table twice. The name of a table depends on the models and the settings, so another model never finds old picks.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import logging
+import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 import ray.data
-import torch
-from numpy.typing import NDArray
+from mlflow.exceptions import MlflowException
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from tqdm import tqdm
 
 from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_catalogue
-from tomoray.checkpoint import Card, fingerprint, load_picker, read_card
-from tomoray.cluster.session import on_cluster, session, threads_per_worker
+from tomoray.checkpoint import Card, fingerprint
+from tomoray.cluster.pace import Pace
+from tomoray.cluster.pick_stages import Predict, commit, items, read
+from tomoray.cluster.session import on_cluster, session
 from tomoray.cluster.tracking import Run, start_run
 from tomoray.config import ConfigError, dump_settings
-from tomoray.formats import open_tomogram
-from tomoray.formats.candidates import encode_candidates, read_candidates
-from tomoray.formats.copick import picks_file_name, write_copick_picks
-from tomoray.formats.czii import picks_folder, write_czii_csv
+from tomoray.ensemble import ensemble_card, load_ensemble
 from tomoray.formats.failures import Failure, write_failures
 from tomoray.jobs import PickJob
-from tomoray.picking import Window, pick
-from tomoray.preprocessing import prepare
-from tomoray.thresholds import apply_thresholds
-from tomoray.tomogram import FormatError, Picks, Tomogram
+from tomoray.results import choose, committed, write_picks
 
 log = logging.getLogger(__name__)
 
-DIED = "the task that held it died each time it was tried; see Ray's log, and try this tomogram alone"
-READ_ATTEMPTS = 3  # of a read that failed for reasons that may pass
+DIED = "the task that held it failed or died each time it was tried; see Ray's log, and try this tomogram alone"
 NO_PROGRESS_TIMEOUT_S = 7200.0  # a cluster may take this long to bring its first GPU node
+CORES_PER_ACTOR = 8  # few actors with many threads: each may take whole volumes into memory, where many would have to cut them
+RECORD_EVERY_S = 10.0
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {remaining} left{postfix}]"
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,75 @@ class Picked:
     skipped: int
 
 
+class Tally:
+    """What the tasks of a run have reported so far."""
+
+    def __init__(self, actors: int) -> None:
+        self.actors, self.began = actors, time.perf_counter()
+        self.rows: list[dict[str, Any]] = []
+        self.failures: dict[str, str] = {}  # id -> reason
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Count what one task reported."""
+        self.rows.append(row)
+        if row["error"]:
+            self.failures[row["tomogram_id"]] = row["error"]
+            log.warning("%s: %s", row["tomogram_id"], row["error"])
+
+    def figures(self) -> dict[str, float]:
+        """Return the rate, mean seconds per stage, the share of time that predicting actors were busy, and how much was read.
+
+        What was read counts as values in memory; files may be smaller, where they are compressed.
+        """
+        wall_s, count = time.perf_counter() - self.began, max(1, len(self.rows))
+        total = {name: sum(row[name] for row in self.rows) for name in ("read_s", "predict_s", "commit_s", "values_bytes")}
+        seconds = {name: total[name] / count for name in ("read_s", "predict_s", "commit_s")}
+        rate, busy = 3600 * len(self.rows) / wall_s, total["predict_s"] / (self.actors * wall_s)
+        return {**seconds, "tomograms_per_hour": rate, "device_busy_share": busy, "values_read_megabytes": total["values_bytes"] / 1e6}
+
+    def as_csv(self) -> str:
+        """Return one line per tomogram: when it was done, and what it took."""
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, ("tomogram_id", "done_at", "read_s", "predict_s", "commit_s", "values_bytes", "error"), lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows)
+        return text.getvalue()
+
+
 def pick_all(job: PickJob) -> Picked:
     """Pick every tomogram of a catalogue that is not picked yet, and derive picks from all candidates.
 
     Raises
     ------
     ConfigError
-        If the catalogue has no row of the wanted splits, two rows share an id, or a class has no threshold.
+        If the catalogue has no row of the wanted splits, two rows share a run, a class has no threshold, checkpoints disagree, or there is
+        no GPU where one is asked for.
+    FormatError
+        If a checkpoint is none, or damaged.
     """
     began = time.perf_counter()
-    rows, card = wanted_rows(job), read_card(job.checkpoint)
-    thresholds = _thresholds(card, job)
-    folder = candidates_folder(job, card)
-    todo = [row for row in rows if row.tomogram_id not in committed(folder)]
+    rows, card = wanted_rows(job), ensemble_card(job.checkpoints)
+    thresholds, folder = choose(card, job.thresholds), candidates_folder(job, card)
+    before = committed(folder)
+    todo = [row for row in rows if row.tomogram_id not in before]
     log.info("%d tomograms, %d already picked, %d to do", len(rows), len(rows) - len(todo), len(todo))
+    if todo:
+        load_ensemble(job.checkpoints, precision="float32", device="cpu")  # what is wrong with it, actors would say late and in many words
     run = start_run("pick", storage.join(job.output).rsplit("/", 1)[-1], job, tags={"tomoray.candidates": folder})
-    failures = _run(job, card, todo, folder) if todo else {}
-    done = committed(folder)
-    missing = tuple(Failure(row.tomogram_id, row.uri, failures.get(row.tomogram_id, DIED)) for row in rows if row.tomogram_id not in done)
+    tally = _run(job, card, todo, folder, run) if todo else Tally(1)
+    storage.remove_unfinished(folder)  # of tasks that were killed while they wrote
+    done, reasons = committed(folder), tally.failures
+    missing = tuple(Failure(row.tomogram_id, row.uri, reasons.get(row.tomogram_id, DIED)) for row in rows if row.tomogram_id not in done)
     write_failures(storage.join(job.output, "failures.parquet"), missing)
-    tables = [row for row in rows if row.tomogram_id in done]
-    csv = _derive(job, card, folder, tables, thresholds)
+    picked = tuple(row.tomogram_id for row in rows if row.tomogram_id in done)
+    csv_uri, _ = write_picks(job.output, folder, picked, thresholds)
     wall_s = time.perf_counter() - began
-    picked = len(todo) - len(missing)
-    run.log({"picked": picked, "failed": len(missing), "wall_s": wall_s, "tomograms_per_hour": 3600 * picked / wall_s}, 0)
+    now = len(todo) - len(missing)
+    run.log({**tally.figures(), "picked": now, "failed": len(missing), "wall_s": wall_s, "tomograms_per_hour": 3600 * now / wall_s}, len(picked))
+    run.add_text(tally.as_csv(), f"tomograms_after_{len(rows) - len(todo)}.csv")
     run.add_text(dump_settings(job), "job.toml")
     run.end()
-    return Picked(folder, csv, tuple(row.tomogram_id for row in tables), missing, run, wall_s, len(rows) - len(todo))
+    return Picked(folder, csv_uri, picked, missing, run, wall_s, len(rows) - len(todo))
 
 
 def wanted_rows(job: PickJob) -> list[CatalogueRow]:
@@ -97,12 +139,11 @@ def wanted_rows(job: PickJob) -> list[CatalogueRow]:
     Raises
     ------
     ConfigError
-        If there is none.
+        If there is none, or two are of one run.
     """
     rows = read_catalogue(job.catalogue)
     wanted = [row for row in rows if not job.splits or row.split in job.splits]
-    runs = [row.run for row in wanted]
-    if twice := sorted({run for run in runs if runs.count(run) > 1}):
+    if twice := sorted(run for run, count in Counter(row.run for row in wanted).items() if count > 1):
         raise ConfigError(f"{job.catalogue}: {', '.join(twice[:5])} stand there more than once; picks are filed by run: index one tomogram per run")
     if not wanted:
         there = ", ".join(sorted({repr(row.split) for row in rows}))
@@ -111,59 +152,53 @@ def wanted_rows(job: PickJob) -> list[CatalogueRow]:
 
 
 def candidates_folder(job: PickJob, card: Card) -> str:
-    """Return where the tables of this model with these settings lie."""
-    settings = (fingerprint(job.checkpoint), job.floor, job.tile_vox or card.tile_vox, job.overlap, job.views, job.precision)
+    """Return where the tables of these models with these settings lie."""
+    models = sorted(fingerprint(uri) for uri in job.checkpoints)
+    settings = (models, job.floor, job.tile_vox or card.tile_vox, job.overlap, job.views, job.precision, job.refine)
     return storage.join(job.output, "candidates", hashlib.sha256(repr(settings).encode()).hexdigest()[:12])
 
 
-def committed(folder: str) -> set[str]:
-    """Return the ids of the tomograms whose table exists."""
-    suffix = ".parquet"
-    names = storage.list_names(folder) if storage.exists(folder) else []
-    return {name.removesuffix(suffix) for name in names if name.endswith(suffix)}
+def _run(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: str, run: Run) -> Tally:
+    """Pick the tomograms, writing one table each, and return what came of it."""
+    with session():
+        tally = Tally(min(job.actors or _default_actors(job), len(todo)))
+        _follow(_pipeline(job, card, todo, folder, tally.actors).iter_rows(), len(todo), tally, run)
+    return tally
 
 
-def _thresholds(card: Card, job: PickJob) -> dict[str, float]:
-    thresholds = {**card.thresholds, **job.thresholds}
-    names = [p.name for p in card.particles]
-    if unknown := sorted(set(job.thresholds) - set(names)):
-        raise ConfigError(f"thresholds: {', '.join(unknown)} is no class of {job.checkpoint}; its classes are {', '.join(names)}")
-    if missing := [name for name in names if name not in thresholds]:
-        raise ConfigError(f"{job.checkpoint}: no threshold for {', '.join(missing)}; give thresholds in the job")
-    return thresholds
-
-
-def _run(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: str) -> dict[str, str]:
-    """Pick the tomograms, writing one table each, and return id -> reason of those that could not be picked."""
-    failures: dict[str, str] = {}
-    began = time.perf_counter()
-    with session(), tqdm(total=len(todo), desc="pick", unit="tomogram") as bar:
-        for result in _pipeline(job, card, todo, folder).iter_rows():
+def _follow(results: Iterable[dict[str, Any]], total: int, tally: Tally, run: Run) -> None:
+    """Count results as they come, show how far the run is, and record it now and then."""
+    recorded = time.perf_counter()
+    with tqdm(total=total, desc="pick", unit="tomogram", bar_format=BAR, mininterval=0.5) as bar:
+        for result in results:
+            tally.add(result)
+            bar.set_postfix_str(f"{3600 * (bar.format_dict['rate'] or 0):.0f} per hour, {len(tally.failures)} failed", refresh=False)
             bar.update(1)
-            bar.set_postfix_str(f"{3600 * bar.n / (time.perf_counter() - began):.0f} per hour, {len(failures)} failed")
-            if result["error"]:
-                failures[result["tomogram_id"]] = result["error"]
-                log.warning("%s: %s", result["tomogram_id"], result["error"])
-    return failures
+            if time.perf_counter() - recorded > RECORD_EVERY_S:
+                recorded = time.perf_counter()
+                try:
+                    run.log({**tally.figures(), "failed": len(tally.failures)}, len(tally.rows))
+                except MlflowException as error:
+                    log.warning("progress is not recorded (%s); picking goes on", error)
 
 
-def _pipeline(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: str) -> ray.data.Dataset:
+def _pipeline(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: str, actors: int) -> ray.data.Dataset:
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    context.custom_execution_callback_classes = [Pace]
     context.max_errored_blocks = len(todo)  # a block is one tomogram: what is lost shows when results are compared with the catalogue
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # until 2.64 there is no other way to bound retries
-    actors = min(job.actors or _default_actors(job), len(todo))
-    stream = ray.data.from_items([{"index": index} for index in range(len(todo))], override_num_blocks=len(todo))
+    stream = ray.data.from_items(items(todo), override_num_blocks=len(todo))
     stream = stream.map(
-        partial(read, rows=tuple(todo), card=card, permissive=job.permissive),
+        partial(read, card=card, permissive=job.permissive),
         num_cpus=1,
         compute=TaskPoolStrategy(size=min(job.readers, len(todo))),
         max_retries=2,  # Ray's default is to repeat for ever a task that crashes its worker
     )
     stream = stream.map_batches(
         Predict,
-        fn_constructor_args=(job, 1 if on_cluster() else actors),
+        fn_constructor_args=(job, _actors_on_node(job, actors)),
         batch_size=1,
         num_cpus=1,
         num_gpus=job.gpus_per_actor or None,
@@ -175,92 +210,22 @@ def _pipeline(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: st
 
 
 def _default_actors(job: PickJob) -> int:
-    if job.gpus_per_actor:
-        return max(1, int(ray.cluster_resources().get("GPU", 0) / job.gpus_per_actor))
-    return max(1, int(ray.cluster_resources()["CPU"]) // 2) if on_cluster() else os.cpu_count() or 1
+    resources = ray.cluster_resources()
+    if share := job.gpus_per_actor:
+        if not resources.get("GPU") and not on_cluster():
+            raise ConfigError(f"gpus_per_actor is {share:g}, and this machine has no GPU that Ray finds; it must have one: leave gpus_per_actor at 0")
+        return max(1, int(resources.get("GPU", 0)) * actors_per_gpu(share))
+    cores = int(resources["CPU"]) if on_cluster() else os.cpu_count() or 1
+    return max(1, cores // CORES_PER_ACTOR)
 
 
-def read(row: dict[str, Any], *, rows: Sequence[CatalogueRow], card: Card, permissive: bool) -> dict[str, Any]:
-    """Return a tomogram as the picker wants it, in float16, or the reason why it cannot be read."""
-    wanted = rows[int(row["index"])]
-    volume, voxel, error = np.zeros((1, 1, 1), np.float32), (0.0, 0.0, 0.0), ""
-    try:
-        tomogram = _open_patiently(wanted, permissive)
-        volume, voxel = prepare(tomogram, contrast=wanted.contrast, to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast)
-    except (FormatError, OSError) as reason:
-        error = str(reason)
-    identity = {"tomogram_id": wanted.tomogram_id, "run": wanted.run, "error": error}
-    return {**identity, "volume": volume.astype(np.float16), "voxel_angstrom": np.array(voxel)}
+def actors_per_gpu(share: float) -> int:
+    """Return how many actors that each take a share of a GPU fit on one; none takes parts of two."""
+    return int(1 / share + 1e-9)
 
 
-def _open_patiently(row: CatalogueRow, permissive: bool) -> Tomogram:
-    """Return a tomogram with its values in memory, trying again where storage failed for a reason that may pass."""
-    for attempt in range(READ_ATTEMPTS):
-        try:
-            tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=permissive)
-            return replace(tomogram, voxels=tomogram.read())
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError as error:
-            if attempt + 1 == READ_ATTEMPTS:
-                raise
-            log.warning("%s: %s; reading again", row.uri, error)
-            time.sleep(2**attempt)
-    raise AssertionError("unreachable")
-
-
-class Predict:
-    """An actor that holds the network and turns volumes into encoded tables of candidates."""
-
-    def __init__(self, job: PickJob, actors_on_node: int) -> None:
-        torch.set_num_threads(threads_per_worker(actors_on_node))
-        self.picker, self.card = load_picker(job.checkpoint, device="cuda" if job.gpus_per_actor else "cpu")
-        self.picker.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.job = job
-        self.window = Window(job.tile_vox or self.card.tile_vox, job.overlap, job.views)
-        self.about = {"checkpoint": job.checkpoint, "floor": job.floor, "precision": job.precision, "finder": self.card.finder, **asdict(self.window)}
-
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Return the table of the one tomogram in the batch, or pass on why there is none."""
-        began, run, error, table = time.perf_counter(), str(batch["run"][0]), str(batch["error"][0]), b""
-        if not error:
-            z, y, x = (float(v) for v in batch["voxel_angstrom"][0])
-            candidates = pick(
-                self.picker,
-                batch["volume"][0].astype(np.float32),
-                self.card.particles,
-                (z, y, x),
-                run=run,
-                window=self.window,
-                floor=self.job.floor,
-                precision=self.job.precision,
-                finder=self.card.finder,
-            )
-            table = encode_candidates(candidates, self.about)
-        return {"tomogram_id": [str(batch["tomogram_id"][0])], "table": [table], "error": [error], "predict_s": [time.perf_counter() - began]}
-
-
-def commit(row: dict[str, Any], *, folder: str) -> dict[str, Any]:
-    """Write a table under its tomogram's name, whole or not at all, and return what to tell the driver."""
-    if not row["error"]:
-        storage.write_bytes(table_uri(folder, row["tomogram_id"]), row["table"])
-    return {key: value for key, value in row.items() if key != "table"}
-
-
-def table_uri(folder: str, tomogram_id: str) -> str:
-    """Return where the candidates of a tomogram lie."""
-    return storage.join(folder, f"{tomogram_id}.parquet")
-
-
-def _derive(job: PickJob, card: Card, folder: str, rows: Sequence[CatalogueRow], thresholds: dict[str, float]) -> str:
-    """Write picks above the thresholds as copick files and as one CSV in the form of a CZII submission, whose path comes back."""
-    everything: list[Picks] = []
-    for row in tqdm(rows, desc="threshold", unit="tomogram", leave=False):
-        picks = apply_thresholds(read_candidates(table_uri(folder, row.tomogram_id))[0], thresholds)
-        everything.append(picks)
-        for particle in card.particles:
-            target = storage.join(picks_folder(job.output, row.run, part=""), picks_file_name(particle.name))
-            write_copick_picks(target, picks.of(particle.name), particle=particle.name, voxel_angstrom=row.voxel_angstrom)
-    csv = storage.join(job.output, "picks.csv")
-    write_czii_csv(csv, everything)
-    return csv
+def _actors_on_node(job: PickJob, actors: int) -> int:
+    """Return how many actors share the cores of one machine, if they are spread evenly."""
+    needed = "GPU" if job.gpus_per_actor else "CPU"
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(needed, 0) >= 1]
+    return math.ceil(actors / max(1, len(nodes)))

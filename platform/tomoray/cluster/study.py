@@ -27,6 +27,7 @@ from tomoray.cluster.tracking import FAILED, Run, start_run
 from tomoray.cluster.train import BEST, Trained, find_candidates, known_picks, train, training_rows
 from tomoray.comparison import study_csv, study_metrics, study_table
 from tomoray.config import ConfigError, dump_settings
+from tomoray.inference import for_inference
 from tomoray.jobs import StudyJob, WorkerSettings
 from tomoray.scoring import score_picks
 from tomoray.study import Result, Trial, expand
@@ -221,7 +222,8 @@ def _score(trained_in: tuple[Trained, float], task: Task) -> None:
     torch.set_num_threads(_threads(job.workers))
     picker, card = load_picker(trained.checkpoint, device="cuda" if job.workers.gpu else "cpu")
     picker.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    picks = [apply_thresholds(find_candidates(picker, card, row, job.precision), card.thresholds) for row in task.rows]
+    lean = for_inference(picker, job.precision)
+    picks = [apply_thresholds(find_candidates(lean, card, row), card.thresholds) for row in task.rows]
     scores = score_picks([known_picks(row, job) for row in task.rows], picks, card.particles)
     result = Result(
         trial.arm,

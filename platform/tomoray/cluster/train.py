@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,15 +31,17 @@ from tomoray.cluster.session import session, threads_per_worker
 from tomoray.cluster.tracking import FAILED, Run, start_run
 from tomoray.config import ConfigError, dump_settings, read_settings_text
 from tomoray.formats import open_tomogram
+from tomoray.inference import for_inference
 from tomoray.jobs import TrainJob
 from tomoray.methods import METHODS, Method
-from tomoray.networks import Picker, build_picker
-from tomoray.picking import Window, pick
+from tomoray.networks import build_picker
+from tomoray.picking import pick
 from tomoray.preprocessing import prepare
-from tomoray.scoring import Score, f1_score
+from tomoray.scoring import Score, agreement, f1_score
 from tomoray.thresholds import apply_thresholds, choose_thresholds
+from tomoray.tiles import Window
 from tomoray.tomogram import Picks
-from tomoray.training import Epoch, Precision, fit
+from tomoray.training import Epoch, autocast_dtype, fit
 
 log = logging.getLogger(__name__)
 
@@ -284,7 +286,8 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
         method=job.method.name,
     )
     world = ray.train.get_context().get_world_size()
-    mine = [find_candidates(method.picker(), card, row, job.precision) for row in setup.validation[rank::world]]
+    picker = for_inference(method.picker(), job.precision)
+    mine = [find_candidates(picker, card, row) for row in setup.validation[rank::world]]
     shares: list[Any] = [None] * world
     if dist.is_initialized():
         dist.all_gather_object(shares, mine)
@@ -298,15 +301,25 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
     values = {name: choice.threshold for name, choice in thresholds.items()}
     score = f1_score(truth, [apply_thresholds(picks, values) for picks in candidates], particles)
     notes = {"runs": list(score.runs), "f1": score.as_dict(), "default_thresholds": [n for n, t in thresholds.items() if t.is_default]}
-    return card.with_thresholds(values, notes), score
+    card = card.with_thresholds(values, notes)
+    return replace(card, agreement=_agreement(method, card, setup, mine[0])), score
 
 
-def find_candidates(picker: Picker, card: Card, row: CatalogueRow, precision: Precision) -> Picks:
+def _agreement(method: Method, card: Card, setup: Setup, candidates: Picks) -> float:
+    """Return how well the picks of the first validation tomogram agree with those that float32 finds there, one to one within a voxel."""
+    if autocast_dtype(setup.job.precision, get_device()) is None:
+        return 1.0
+    exact = find_candidates(for_inference(method.picker()), card, setup.validation[0])
+    kept, wanted = (apply_thresholds(picks, card.thresholds) for picks in (candidates, exact))
+    return agreement(kept, wanted, card.voxel_angstrom)
+
+
+def find_candidates(picker: nn.Module, card: Card, row: CatalogueRow) -> Picks:
     """Return every candidate of a row's tomogram, seen and searched as a card says."""
     tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
     volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast)
     window = Window(tile_vox=card.tile_vox)
-    return pick(picker, volume, card.particles, voxel, run=row.run, window=window, precision=precision, finder=card.finder)
+    return pick(picker, volume, card.particles, voxel, run=row.run, window=window, finder=card.finder)
 
 
 def known_picks(row: CatalogueRow, job: TrainJob) -> Picks:

@@ -36,7 +36,7 @@ class Picker(nn.Module):
 
     def forward(self, volume: Tensor) -> Tensor:
         """Return scores `(b, classes, d / stride, h / stride, w / stride)` of volumes `(b, 1, d, h, w)`."""
-        logits: Tensor = self.network(volume)
+        logits: Tensor = self.network(volume).float()  # else scores near 1 are rounded to few values, and peaks become plateaus
         if self.activation == "softmax":
             return logits.softmax(dim=1)[:, :-1]
         return logits.sigmoid()

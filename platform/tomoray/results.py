@@ -1,0 +1,85 @@
+"""From candidates tables to the picks that people use, without a network: thresholds applied, copick files and one CSV written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from tqdm import tqdm
+
+from tomoray import storage
+from tomoray.checkpoint import Card
+from tomoray.config import ConfigError
+from tomoray.formats.candidates import read_candidates
+from tomoray.formats.copick import picks_file_name, write_copick_picks
+from tomoray.formats.czii import picks_folder, write_czii_csv
+from tomoray.thresholds import apply_thresholds
+from tomoray.tomogram import Picks
+
+SUFFIX = ".parquet"
+AT_A_TIME = 8  # tables; object stores answer late, and many at once
+
+
+def table_uri(folder: str, tomogram_id: str) -> str:
+    """Return where the candidates of a tomogram lie."""
+    return storage.join(folder, f"{tomogram_id}{SUFFIX}")
+
+
+def committed(folder: str) -> set[str]:
+    """Return the ids of the tomograms whose table exists."""
+    names = storage.list_names(folder) if storage.exists(folder) else []
+    return {name.removesuffix(SUFFIX) for name in names if name.endswith(SUFFIX)}
+
+
+def find_tables(folder: str) -> str:
+    """Return the folder if it holds candidates tables, else the one folder in it that does.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or there are several.
+    """
+    if committed(folder):
+        return folder
+    inner = [storage.join(folder, name) for name in storage.list_names(folder)] if storage.exists(folder) else []
+    found = [uri for uri in inner if committed(uri)]
+    if len(found) != 1:
+        there = f"there are several in it: {', '.join(found)}" if found else "there are none in it"
+        raise ConfigError(f"{folder}: one folder of candidates tables is needed, and {there}; give the one that `tomoray pick` printed")
+    return found[0]
+
+
+def choose(card: Card, given: Mapping[str, float]) -> dict[str, float]:
+    """Return class -> threshold: the given one, else the card's.
+
+    Raises
+    ------
+    ConfigError
+        If a class has neither, or a threshold is given for a class that there is not.
+    """
+    names = [p.name for p in card.particles]
+    if unknown := sorted(set(given) - set(names)):
+        raise ConfigError(f"thresholds: {', '.join(unknown)} is no class of the checkpoint; its classes are {', '.join(names)}: correct the name")
+    thresholds = {**card.thresholds, **given}
+    if missing := [name for name in names if name not in thresholds]:
+        raise ConfigError(f"thresholds: none for {', '.join(missing)} on the checkpoint's card; every class needs one: give thresholds in the job")
+    return {name: thresholds[name] for name in names}
+
+
+def write_picks(output: str, folder: str, ids: Collection[str], thresholds: Mapping[str, float], *, copick: bool = True) -> tuple[str, int]:
+    """Write the picks of some tables; return the path of the CSV, which has the form of a CZII submission, and how many there are."""
+
+    def derive(tomogram_id: str) -> Picks:
+        candidates, about = read_candidates(table_uri(folder, tomogram_id))
+        picks = apply_thresholds(candidates, thresholds)
+        for name in thresholds if copick else ():
+            target = storage.join(picks_folder(output, picks.run, part=""), picks_file_name(name))
+            write_copick_picks(target, picks.of(name), particle=name, voxel_angstrom=about.get("voxel_angstrom"))
+        return picks
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        derived = pool.map(derive, sorted(ids))
+        everything = list(tqdm(derived, total=len(ids), desc="threshold", unit="tomogram", leave=False))
+    csv = storage.join(output, "picks.csv")
+    write_czii_csv(csv, everything)
+    return csv, sum(map(len, everything))
