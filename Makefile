@@ -38,7 +38,7 @@ test-slow: $(VENV)/.installed ## the long studies and large volumes
 
 bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench: $(VENV)/.installed ## every speed as a ratio, on an idle machine in about half an hour
-	for name in ceilings picking find_peaks co_training_step ray_share pick_pipeline thresholds; do \
+	for name in ceilings picking find_peaks co_training_step ray_share pick_pipeline; do \
 	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 clean: ## remove the environment and the demo

@@ -69,7 +69,7 @@ def choose_thresholds(
 
     `bootstrap` takes the mean of the best thresholds of resampled sets of tomograms: where F peaks jumps from set to set, its mean
     less (bagging, Breiman 1996). `leave_one_out` takes the mean over the sets that lack one tomogram. Both say in `expected` what to
-    promise, and that is what they are for: on simulated splits the promise of the plain choice was 0.013 too high and theirs 0.003 too
+    promise, and that is what they are for: on simulated splits the promise of the plain choice was 0.013 too high and theirs 0.003 to 0.005 too
     low, while what other tomograms scored changed by -0.001 to 0.002 (`tests/benchmarks/threshold_regularisation.py`).
 
     Raises

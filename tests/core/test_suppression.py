@@ -88,10 +88,10 @@ def test_the_table_whose_positions_are_better_wins_class_by_class():
 def test_expected_decides_where_it_was_estimated():
     """Planted: `value`, which is as good for a threshold that only fits these tomograms."""
     truth = [on_a_line([0, 1000, 2000], run=run) for run in ("TS_1", "TS_2", "TS_3")]
-    steady = [on_a_line([0, 1000, 5000], [0.9, 0.8, 0.1], run=run) for run in ("TS_1", "TS_2", "TS_3")]  # two of three, wherever
-    shifting = [
+    steady = [on_a_line([0, 1000, 5000, 2000], [0.9, 0.8, 0.75, 0.7], run=run) for run in ("TS_1", "TS_2", "TS_3")]  # 6/7, wherever
+    shifting = [  # all are found at 0.2, but without the last tomogram the choice is 0.5: it finds 6 of 9 there, 0.8 is expected
         on_a_line([0, 1000, 2000, 5000, 6000], scores, run=run)
-        for run, scores in (("TS_1", [0.9, 0.9, 0.9, 0.8, 0.8]), ("TS_2", [0.7, 0.7, 0.7, 0.6, 0.6]), ("TS_3", [0.5, 0.5, 0.5, 0.4, 0.4]))
+        for run, scores in (("TS_1", [0.9] * 3 + [0.1] * 2), ("TS_2", [0.9] * 3 + [0.1] * 2), ("TS_3", [0.3] * 3 + [0.05] * 2))
     ]
     tables = {"steady": steady, "shifting": shifting}
     options = {how: choose_suppression(truth, tables, PARTICLES[:1], factors=[0.0], regularise=how)["ball"] for how in ("none", "leave_one_out")}
