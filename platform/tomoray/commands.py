@@ -127,7 +127,8 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
 
     if dry_run:
         streams, validation = training.training_rows(job)
-        weights = sum(p.numel() for p in training.build_method(job).parameters() if p.requires_grad)
+        method = training.build_method(job, training.counts_for(job, streams["labelled"]))
+        weights = sum(p.numel() for p in method.parameters() if p.requires_grad)
         counts = ", ".join(f"{len(rows)} {name}" for name, rows in streams.items())
         say(f"would train {weights:,} weights on {counts} tomograms and validate on {len(validation)}")
         return DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from tomoray.config import Settings
 from tomoray.tomogram import CZII_PARTICLES, Contrast, Particle
@@ -91,7 +91,7 @@ class IndexJob(Job):
 class AsymmetricUNetSettings(Settings):
     """SemiETPicker's network: a residual encoder and a decoder that stops at half resolution."""
 
-    name: Literal["asymmetric_unet"] = Field("asymmetric_unet", description="architecture: asymmetric_unet, fpn, vnet or deepfinder")
+    name: Literal["asymmetric_unet"] = Field("asymmetric_unet", description="architecture: asymmetric_unet, fpn, vnet, deepfinder or resunet")
     width: Annotated[int, Field(ge=2, multiple_of=2)] = Field(64, description="channels of the first stage; 64 is the published network")
     blocks: tuple[PositiveInt, ...] = Field((3, 4, 6, 3), min_length=1, description="residual blocks per stage; (3, 4, 6, 3) is ResNet-34")
 
@@ -116,7 +116,15 @@ class DeepFinderSettings(Settings):
     name: Literal["deepfinder"] = Field("deepfinder", description="architecture")
 
 
-NetworkSettings = Annotated[AsymmetricUNetSettings | FPNSettings | VNetSettings | DeepFinderSettings, Field(discriminator="name")]
+class ResUNetSettings(Settings):
+    """TomoPicker's residual U-Net, at full resolution."""
+
+    name: Literal["resunet"] = Field("resunet", description="architecture")
+    width: PositiveInt = Field(32, description="channels at full resolution, which double at each further level")
+    levels: PositiveInt = Field(4, description="levels; TomoPicker has 4 for crops of 32 voxels, 3 for 16 or 24")
+
+
+NetworkSettings = Annotated[AsymmetricUNetSettings | FPNSettings | VNetSettings | DeepFinderSettings | ResUNetSettings, Field(discriminator="name")]
 
 
 class SupervisedSettings(Settings):
@@ -146,7 +154,22 @@ class SegmentationSettings(Settings):
     intensity_strength: Annotated[float, Field(ge=0)] = Field(1.0, description="size of intensity augmentations")
 
 
-LabelledSettings = Annotated[SupervisedSettings | KaggleCESettings | SegmentationSettings, Field(discriminator="name")]
+class TomoPickerSettings(Settings):
+    """Learning from a few marked particles and how many there are roughly, as in TomoPicker."""
+
+    name: Literal["tomopicker"] = Field("tomopicker", description="method")
+    expected_particles: dict[str, PositiveFloat] | None = Field(None, description="class -> roughly how many lie in one tomogram, marked or not")
+    risk: Literal["kl", "pu", "pn", "ge_binomial"] = Field("kl", description="what unmarked cells cost; pn takes all of them for background")
+    gamma: Literal["code", "paper", "one"] = Field("code", description="weight of marked cells: the authors' code, their paper, or nnPU's own")
+    pi_mode: Literal["expected", "observed"] = Field("expected", description="prior of pn: expected share of cells (code) or marked share (paper)")
+    kl_direction: Literal["code", "paper"] = Field("code", description="KL(prior || scores) as in the code, or the other way round")
+    prior_from: Literal["sum", "union"] = Field("sum", description="share that particles cover: volumes added up, or of their union")
+    radius_fraction: PositiveFloat = Field(1.0, description="radius of the marked balls in radii of the particle")
+    flips_and_turns: bool = Field(False, description="mirror and turn crops")
+    intensity_strength: Annotated[float, Field(ge=0)] = Field(0.0, description="size of intensity augmentations; the authors use none")
+
+
+LabelledSettings = Annotated[SupervisedSettings | KaggleCESettings | SegmentationSettings | TomoPickerSettings, Field(discriminator="name")]
 
 
 class SemiETPickerSettings(Settings):
@@ -170,7 +193,9 @@ class SemiETPickerSettings(Settings):
         return {"name": "supervised", **method} if isinstance(method, dict) else method
 
 
-MethodSettings = Annotated[SupervisedSettings | KaggleCESettings | SegmentationSettings | SemiETPickerSettings, Field(discriminator="name")]
+MethodSettings = Annotated[
+    SupervisedSettings | KaggleCESettings | SegmentationSettings | TomoPickerSettings | SemiETPickerSettings, Field(discriminator="name")
+]
 
 
 class OptimizerSettings(Settings):
@@ -237,6 +262,15 @@ class TrainJob(WithParticles):
     @classmethod
     def _supervised_where_not_named(cls, method: Any) -> Any:
         return {"name": "supervised", **method} if isinstance(method, dict) else method
+
+    @field_validator("method")
+    @classmethod
+    def _expected_where_few_are_marked(cls, method: MethodSettings, info: ValidationInfo) -> MethodSettings:
+        clicks = getattr(method, "supervised", method)
+        names = [p.name for p in info.data.get("particles", ())]
+        if isinstance(clicks, TomoPickerSettings) and not set(clicks.expected_particles or ["none"]) <= set(names):
+            raise ValueError(f"tomopicker needs expected_particles, roughly how many lie in one tomogram, of some of {', '.join(names)}")
+        return method
 
     @field_validator("network", mode="before")
     @classmethod

@@ -41,6 +41,12 @@ def draw_corners(
     return corners
 
 
+def grid_corners(shape: Sequence[int], patch_vox: int) -> NDArray[np.int64]:
+    """Return `(n, 3)` corners of the cubes that cover a volume side by side, in its order; the last of a row may reach beyond its far face."""
+    axes = (np.arange(0, int(n), patch_vox) for n in shape)
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
 def cut(volume: NDArray[np.float32], corner: Sequence[int], patch_vox: int) -> NDArray[np.float32]:
     """Return the cube `(p, p, p)` at a corner; beyond the volume's end it is 0, the mean of a normalised tomogram."""
     z, y, x = (int(c) for c in corner)

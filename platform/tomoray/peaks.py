@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tomoray.tomogram import Particle
 
-Finder = Literal["peaks", "components"]
-"""How score maps become candidates: `find_peaks` or `find_components`."""
+Finder = Literal["peaks", "components", "greedy"]
+"""How score maps become candidates: `find_peaks`, `find_components` or `find_greedy`."""
 
 BLOCK = 16  # cells along an edge of the blocks that `find_greedy` looks at: few to queue, each read at once
 
@@ -51,6 +51,11 @@ def window_widths(particles: Sequence[Particle], voxel_angstrom: float, stride: 
     `2 * floor(0.5 * radius / (voxel * stride)) + 1`: 3, 3, 5, 7, 7, 7 for the CZII classes at 10 angstrom.
     """
     return [2 * int(0.5 * p.radius_angstrom / (voxel_angstrom * stride)) + 1 for p in particles]
+
+
+def clearing_radii(particles: Sequence[Particle], voxel_angstrom: float, stride: int = 2) -> list[float]:
+    """Return the radius of each class in cells, within which `find_greedy` keeps one pick."""
+    return [p.radius_angstrom / (voxel_angstrom * stride) for p in particles]
 
 
 def find_peaks(scores: Tensor, widths: Sequence[int], *, floor: float, refine: bool = False) -> Peaks:

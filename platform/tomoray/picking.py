@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tomoray.peaks import Finder, find_components, find_peaks, window_widths
+from tomoray.peaks import Finder, clearing_radii, find_components, find_greedy, find_peaks, window_widths
 from tomoray.tiles import Window, blending_weights
 from tomoray.tomogram import Particle, Picks
 from tomoray.views import mean_of_views
@@ -39,10 +39,13 @@ def pick(
     With `refine`, peaks lie between cells, where their scores say (see `peaks.find_peaks`).
     """
     scores, stride = predict(picker, volume, window=window), cast(int, picker.stride)
+    voxel = float(np.mean(voxel_angstrom))
     if finder == "components":
         peaks = find_components(scores, floor=floor)
+    elif finder == "greedy":
+        peaks = find_greedy(scores, clearing_radii(particles, voxel, stride), floor=floor)
     else:
-        peaks = find_peaks(scores, window_widths(particles, float(np.mean(voxel_angstrom)), stride), floor=floor, refine=refine)
+        peaks = find_peaks(scores, window_widths(particles, voxel, stride), floor=floor, refine=refine)
     names = np.array([p.name for p in particles], dtype=np.str_)
     positions = peaks.positions_vox(stride).double().numpy() * np.asarray(voxel_angstrom)
     return Picks(run, positions, names[peaks.labels.numpy()], peaks.scores.double().numpy())

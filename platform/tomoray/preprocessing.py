@@ -65,6 +65,20 @@ def z_score(volume: NDArray[Any], *, where: str = "volume") -> NDArray[np.float3
     return np.asarray(deviations / std, dtype=np.float32)
 
 
+def clip_outliers(volume: NDArray[Any], *, at_sd: float = 3.0, where: str = "volume") -> NDArray[np.float32]:
+    """Return the volume as float32 with mean 0 and standard deviation 1 after values further than `at_sd` deviations were clipped to those.
+
+    Gold and ice lose their weight (TomoPicker's normalisation). Since values are z-scored once more, what was clipped lies a little
+    beyond `at_sd`.
+
+    Raises
+    ------
+    FormatError
+        As `z_score`.
+    """
+    return z_score(np.clip(z_score(volume, where=where), -at_sd, at_sd), where=where)
+
+
 def resample(volume: NDArray[np.float32], factor: float) -> NDArray[np.float32]:
     """Return the volume with `factor` times as many voxels along each axis, its corners staying where they are.
 

@@ -88,6 +88,41 @@ def sphere_masks(particles: Tensor, radii: Sequence[float], shape: Sequence[int]
     return deepest / deepest.sum(1, keepdim=True).clamp_min(1)
 
 
+def ball_masks(particles: Tensor, radii: Sequence[float], shape: Sequence[int], *, stride: int = 2) -> Tensor:
+    """Return `(b, classes, d / stride, h / stride, w / stride)` with 1 in the cells no further than the radius from a particle's cell, 0 elsewhere.
+
+    Unlike `sphere_masks` these are TomoPicker's: each class has a map of its own, on which balls are joined, and each ball inside the crop
+    covers as many cells as `ball_cells` has. Parameters as of `sphere_masks`.
+    """
+    cells = [-(-int(size) // stride) for size in shape]
+    maps = particles.new_zeros((len(particles), len(radii), *cells))
+    for label, radius in enumerate(radii):
+        crops, slots = (particles[..., 0] == label).nonzero(as_tuple=True)
+        middles = (particles[crops, slots, 1:] // stride).long()
+        zyx = middles[:, None] + ball_cells(radius).to(particles.device)
+        inside = ((zyx >= 0) & (zyx < zyx.new_tensor(cells))).all(-1)
+        z, y, x = zyx[inside].T
+        maps[crops[:, None].expand_as(inside)[inside], label, z, y, x] = 1
+    return maps
+
+
+def ball_cells(radius: float) -> Tensor:
+    """Return `(n, 3)` steps along z, y, x from a cell to all that lie no further than a radius: 123 for 3, 7,153 for 12."""
+    axis = torch.arange(-int(radius), int(radius) + 1)
+    steps = torch.cartesian_prod(axis, axis, axis)
+    return steps[(steps**2).sum(1) <= radius**2]
+
+
+def covered_share(number: float, radius: float, cells: float, *, union: bool = False) -> float:
+    """Return the share of a tomogram's cells that a number of balls covers, those at its border taken for whole ones.
+
+    The sum of their volumes counts twice what two balls share; it is exact for particles that are further apart. The union is what to
+    expect of balls that lie independently of each other: a cell is free with a chance of `(1 - ball / cells)^number`.
+    """
+    ball = len(ball_cells(radius)) / cells
+    return 1 - (1 - min(ball, 1.0)) ** number if union else number * ball
+
+
 def with_background(maps: Tensor) -> Tensor:
     """Return `(b, classes + 1, ...)`: maps of classes, and last what they leave of 1; every cell sums to 1."""
     background = 1 - maps.sum(1, keepdim=True).clamp(0, 1)

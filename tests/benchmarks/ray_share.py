@@ -77,7 +77,7 @@ def prepare(folder: Path, options: argparse.Namespace) -> TrainJob:
 def plain_loop(job: TrainJob, options: argparse.Namespace) -> float:
     """Return the steps per second of the same method on batches that lie in memory."""
     torch.set_num_threads(options.threads)
-    method = build_method(job).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    method = build_method(job, {}).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(method.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     batches = crops(steps=2 * options.steps, tomograms=2, batch=4, edge=64)
     loaders = {"labelled": batches, "unlabelled": [{"volume": batch["volume"]} for batch in batches]}

@@ -11,9 +11,9 @@ import torch
 from mlflow import MlflowClient
 from small_jobs import small_train_job
 
-from tomoray.catalogue import read_catalogue
+from tomoray.catalogue import CatalogueRow, read_catalogue
 from tomoray.checkpoint import load_picker, read_card
-from tomoray.cluster.train import _noted, train
+from tomoray.cluster.train import _noted, build_method, counts_for, train
 from tomoray.config import ConfigError
 
 
@@ -93,3 +93,21 @@ def test_jobs_that_cannot_train_stop_before_a_worker_starts(catalogue: str, tmp_
     write_catalogue(unsplit, assign_splits(read_catalogue(catalogue)))
     with pytest.raises(ConfigError, match="8 labelled tomograms to train on and 0 to validate on; there must be one of each"):
         train(small_train_job(unsplit, tmp_path))
+
+
+def test_tomopicker_reckons_with_what_the_catalogue_counts(tmp_path: Path) -> None:
+    """Planted: voxels of the file where those of the job are meant; marks summed over tomograms; a student that is told nothing."""
+    rows = [
+        CatalogueRow(name, name, "x.mrc", (20, 100, 100), "float32", 20.0, 0.0, 1.0, -4.0, 4.0, "dark", particles={"ribosome": marked})
+        for name, marked in (("a", 10), ("b", 30))
+    ]
+    clicks = {"name": "tomopicker", "expected_particles": {"ribosome": 50}}
+    for method in (clicks, {"name": "semietpicker", "supervised": clicks}):
+        job = small_train_job("x.parquet", tmp_path, voxel_angstrom=10.0, method=method)
+        counts = counts_for(job, rows)
+        assert counts["tomogram_vox"] == 8 * 200_000
+        assert counts["labelled_particles"]["ribosome"] == 20
+        built = build_method(job, counts)
+        student = getattr(built, "supervised", built)
+        assert student.expected[0] == pytest.approx(2.5 * student.observed[0])
+    assert counts_for(small_train_job("x.parquet", tmp_path), rows) == {}

@@ -13,7 +13,10 @@ from tomoray.targets import pad_particles
 from tomoray.tomogram import Particle
 
 SMALL_AND_LARGE = (Particle("small", 60.0), Particle("large", 100.0))
-IN_SHORT_RUNS = {"semietpicker": {"ema_rate": 0.3, "consistency_weight": 0.1}}  # follow within tens of steps; be heeded little without burn-in
+IN_SHORT_RUNS = {
+    "semietpicker": {"ema_rate": 0.3, "consistency_weight": 0.1},  # follow within tens of steps; be heeded little without burn-in
+    "tomopicker": {"expected_particles": {"small": 3, "large": 3}, "labelled_particles": {"small": 2, "large": 2}, "tomogram_vox": 32**3},
+}
 
 
 @pytest.fixture(autouse=True, scope="session")

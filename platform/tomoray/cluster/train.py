@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,6 +56,7 @@ class Setup:
     """What a worker is told."""
 
     job: TrainJob
+    counts: Mapping[str, Any]
     validation: tuple[CatalogueRow, ...]
     run: Run
     folder: str
@@ -82,7 +84,7 @@ def train(job: TrainJob, *, parent: Run | None = None) -> Trained:
     _claim(folder, job)
     run = start_run("train", job.name, job, tags={"tomoray.folder": folder}, parent=parent)
     run.add_text(dump_settings(job), JOB)
-    setup = Setup(job, validation, run, folder)
+    setup = Setup(job, counts_for(job, rows["labelled"]), validation, run, folder)
     try:
         with session(), _progress_bar(setup):
             result = _trainer(setup, rows).fit()
@@ -185,7 +187,7 @@ def _worker(config: Mapping[str, Any]) -> None:
     rank = context.get_world_rank()
     torch.set_num_threads(job.workers.threads or threads_per_worker(context.get_local_world_size()))
     torch.manual_seed(job.seed)  # the same weights on every worker, and in every run of this seed
-    method = build_method(job).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    method = build_method(job, setup.counts).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     wrapped = prepare_model(method)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay, fused=True)
     start = _resume(method, optimizer)
@@ -206,8 +208,17 @@ def _worker(config: Mapping[str, Any]) -> None:
         _report(setup, method, optimizer, epoch, rank)
 
 
-def build_method(job: TrainJob) -> Method:
-    """Return the method of a job, its network with fresh weights or those it starts from.
+def counts_for(job: TrainJob, labelled: Sequence[CatalogueRow]) -> dict[str, Any]:
+    """Return what a method must know of the labelled tomograms: for TomoPicker the voxels of one, and how many particles are marked in one."""
+    if getattr(job.method, "supervised", job.method).name != "tomopicker":
+        return {}
+    voxels = [math.prod(row.shape_zyx) * (row.voxel_angstrom / job.voxel_angstrom) ** 3 for row in labelled]
+    marked = {p.name: sum(row.particles.get(p.name, 0) for row in labelled) / len(labelled) for p in job.particles}
+    return {"tomogram_vox": sum(voxels) / len(voxels), "labelled_particles": marked}
+
+
+def build_method(job: TrainJob, counts: Mapping[str, Any]) -> Method:
+    """Return the method of a job, its network with fresh weights or those it starts from; `counts` as of `counts_for`.
 
     Raises
     ------
@@ -215,6 +226,7 @@ def build_method(job: TrainJob) -> Method:
         If the network to start from is another.
     """
     options = job.method.model_dump()
+    options.get("supervised", options).update(counts)
     activation = methods.activation_of(**options)
     network = build_picker(**job.network.model_dump(), classes=len(job.particles), activation=activation).network
     if job.start_from:

@@ -12,10 +12,16 @@ from tomoray.methods.kaggle_ce import KaggleCE
 from tomoray.methods.segmentation import Segmentation
 from tomoray.methods.semietpicker import SemiETPicker
 from tomoray.methods.supervised import Supervised
+from tomoray.methods.tomopicker import TomoPicker
 from tomoray.networks import Activation
 from tomoray.tomogram import Particle
 
-SUPERVISED: dict[str, type[FromLabels]] = {"supervised": Supervised, "kaggle_ce": KaggleCE, "segmentation": Segmentation}
+SUPERVISED: dict[str, type[FromLabels]] = {
+    "supervised": Supervised,
+    "kaggle_ce": KaggleCE,
+    "segmentation": Segmentation,
+    "tomopicker": TomoPicker,
+}
 """Methods that learn from labels alone, and that co-training can build on."""
 
 METHODS: dict[str, type[Method]] = {**SUPERVISED, "semietpicker": SemiETPicker}
@@ -61,6 +67,7 @@ __all__ = [
     "Segmentation",
     "SemiETPicker",
     "Supervised",
+    "TomoPicker",
     "activation_of",
     "build_method",
 ]

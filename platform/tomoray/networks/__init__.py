@@ -9,12 +9,19 @@ from torch import Tensor, nn
 
 from tomoray.networks.deepfinder import DeepFinder
 from tomoray.networks.fpn import FPN
+from tomoray.networks.resunet import ResUNet
 from tomoray.networks.unet import AsymmetricUNet
 from tomoray.networks.vnet import VNet
 
 Activation = Literal["sigmoid", "softmax"]
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"asymmetric_unet": AsymmetricUNet, "fpn": FPN, "vnet": VNet, "deepfinder": DeepFinder}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "asymmetric_unet": AsymmetricUNet,
+    "fpn": FPN,
+    "vnet": VNet,
+    "deepfinder": DeepFinder,
+    "resunet": ResUNet,
+}
 
 
 class Picker(nn.Module):
