@@ -31,7 +31,7 @@ LAYERS = [
     ],
     ["methods"],
     ["training", "picking", "inference", "memory"],
-    ["jobs", "checkpoint", "report", "study", "comparison", "ensemble", "results"],
+    ["jobs", "recipes", "checkpoint", "report", "study", "comparison", "ensemble", "results"],
     ["cluster"],
     ["cli", "commands", "__main__"],
 ]
