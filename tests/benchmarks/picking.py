@@ -2,17 +2,18 @@
 
     python tests/benchmarks/picking.py [--checkpoint FOLDER] [--shape 184 630 630] [--repeats 3] [--views 1 4] [--device cpu]
 
-The contenders take turns in one process, on a simulated tomogram, with one trained network of full width (without a checkpoint it is
-trained first, a few minutes, and kept in bench/picker):
+The contenders take turns, each in a process of its own that keeps what a picking actor keeps between tomograms, on a simulated tomogram,
+with one trained network of full width (without a checkpoint it is trained first, a few minutes, and kept in bench/picker):
 
     monai            sliding_window_inference as a user would write it: 90^3, overlap 0.25, Gaussian, float32;
                      then a cubic max-pool, or connected components, which are timed apart
     monai, lean      the same windows with our folded bf16 network and our peaks
     tomoray          predict and find_peaks with for_inference
 
-Picks are compared, one to one within a voxel, with those of the whole volume in one pass in float32. Peak memory is that of the process,
-less what it held before. On a GPU only tomoray runs, with all numbers of views. On a CPU start it with
-GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as Ray starts our workers; MONAI gains by that too.
+Picks are compared, one to one within a voxel, with those of the whole volume in one pass in float32. Seconds are medians of the turns, of which
+the first also pays for memory that the kernel has to clear. Memory is what a turn took at its peak beyond what the process held before its
+first. On a GPU only tomoray runs, with all numbers of views. On a CPU start it with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, as Ray starts
+our workers; MONAI gains by that too.
 """
 
 import os
@@ -20,11 +21,13 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
-import ctypes
-import gc
+import multiprocessing
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -44,20 +47,22 @@ from tomoray.methods import Supervised
 from tomoray.networks import Picker, build_network
 from tomoray.patches import cut, draw_corners, points_near
 from tomoray.peaks import Peaks, find_components, find_peaks, window_widths
-from tomoray.picking import predict
+from tomoray.picking import pick, predict
 from tomoray.preprocessing import z_score
 from tomoray.simulate import Scene, simulate_tomogram
 from tomoray.targets import pad_particles
+from tomoray.thresholds import choose_thresholds
 from tomoray.tiles import Window
 from tomoray.tomogram import CZII_PARTICLES
 from tomoray.training import autocast_dtype, fit
 
 VOXEL = 10.012
 WIDTHS = window_widths(CZII_PARTICLES, VOXEL)
-THRESHOLD = 0.3  # picks above it are compared
 FLOOR = 0.02
 REFERENCE, WINDOWS, MAX_POOL, CC3D, LEAN = "whole volume, float32", "monai: windows", "monai: max-pool", "monai: cc3d", "monai, lean"
 SCENE = Scene(shape_zyx=(64, 192, 192), crowding=4.0)
+
+Turn = tuple[float, float, Peaks]  # seconds, gigabytes, what was found
 
 
 @dataclass
@@ -83,10 +88,9 @@ def main() -> None:
     print(machine(options.device, options.threads), flush=True)
     if not (Path(options.checkpoint) / "card.json").exists():
         train(Path(options.checkpoint), options.steps, options.device)
-    picker, _ = load_picker(options.checkpoint, device=options.device)
     tomogram, _ = simulate_tomogram(Scene(shape_zyx=tuple(options.shape)), seed=1, name="TS_1")
     volume = z_score(tomogram.voxels[...]).astype(np.float16)  # as bulk picking hands it over
-    report(compare(picker, volume, options), picker, options)
+    report(compare(volume, options), options)
 
 
 def train(folder: Path, steps: int, device: str) -> None:
@@ -98,9 +102,16 @@ def train(folder: Path, steps: int, device: str) -> None:
     print(f"training a picker of full width, {steps} steps", flush=True)
     for epoch in fit(method, optimizer, {"labelled": list(crops(steps))}, epochs=10, steps_per_epoch=steps // 10, precision="auto", device=device):
         print(f"  loss {epoch.metrics['loss']:.4f}, {epoch.wall_s:.0f} s", flush=True)
-    card = Card(CZII_PARTICLES, VOXEL, "dark", {"name": "asymmetric_unet"}, thresholds={p.name: THRESHOLD for p in CZII_PARTICLES})
+    card = Card(CZII_PARTICLES, VOXEL, "dark", {"name": "asymmetric_unet"}, thresholds=thresholds(method.picker()))
     folder.mkdir(parents=True, exist_ok=True)
     save_checkpoint(folder, card, method.picker())
+
+
+def thresholds(picker: Picker, tomograms: int = 4) -> dict[str, float]:
+    """Return the thresholds that serve a picker best on simulated tomograms that it was not trained on."""
+    seen = [simulate_tomogram(SCENE, seed=(3, index), name=f"TS_{index}") for index in range(tomograms)]
+    candidates = [pick(picker, z_score(t.voxels[...]), CZII_PARTICLES, t.voxel_angstrom, run=t.name) for t, _ in seen]
+    return {name: choice.threshold for name, choice in choose_thresholds([truth for _, truth in seen], candidates).items()}
 
 
 def crops(steps: int, tomograms: int = 8, batch: int = 2, edge: int = 64) -> list[dict[str, Tensor]]:
@@ -123,58 +134,108 @@ def report_name(views: int) -> str:
     return f"tomoray, {views} view{'s' * (views > 1)}"
 
 
-def contenders(picker: Picker, volume: np.ndarray, options: argparse.Namespace) -> dict[str, Callable[[], Peaks]]:
-    """Return who takes part, by name; each finds the peaks of the volume."""
+def compare(volume: np.ndarray, options: argparse.Namespace) -> dict[str, Result]:
+    """Return what became of every contender; each has a process of its own, and they take turns."""
+    results: dict[str, Result] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "volume.npy"
+        np.save(file, volume)
+        mine = [report_name(views) for views in options.views]
+        if options.device == "cpu":
+            with contender(REFERENCE, file, options) as turn:  # once, and gone before the others come: it takes much memory
+                note(turn(), results)
+            mine = [WINDOWS, LEAN, *mine]
+        with ExitStack() as stack:
+            turns = [stack.enter_context(contender(name, file, options)) for name in mine]
+            for _ in range(options.repeats):
+                for turn in turns:
+                    note(turn(), results)
+    return results
+
+
+@contextmanager
+def contender(name: str, file: Path, options: argparse.Namespace) -> Iterator[Callable[[], dict[str, Turn]]]:
+    """Start the process of a contender, and return what lets it take a turn."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve, args=(theirs, name, file, options), daemon=True)
+    process.start()
+    theirs.close()
+
+    def turn() -> dict[str, Turn]:
+        ours.send("go")
+        answer: dict[str, Turn] = ours.recv()
+        return answer
+
+    assert ours.recv() == "ready"
+    try:
+        yield turn
+    finally:
+        ours.close()
+        process.join()
+
+
+def serve(connection: Connection, name: str, file: Path, options: argparse.Namespace) -> None:
+    """Take a turn whenever told to, and send what became of it, until the connection closes."""
+    torch.set_num_threads(options.threads)
+    if name.startswith("tomoray") and options.device == "cpu":
+        keep_freed_memory()  # as picking actors do
+    picker, card = load_picker(options.checkpoint, device=options.device)
+    limits = torch.tensor([card.thresholds[p.name] for p in CZII_PARTICLES], device=options.device)
+    steps = works(name, picker, limits, np.load(file), options)
+    connection.send("ready")
+    with suppress(EOFError):
+        while connection.recv():
+            connection.send({step: measure(work, options.device) for step, work in steps.items()})
+
+
+def works(name: str, picker: Picker, limits: Tensor, volume: np.ndarray, options: argparse.Namespace) -> dict[str, Callable[[], Peaks]]:
+    """Return the steps of a contender's turn, by name; each picks the volume."""
+    if name == REFERENCE:
+        return {name: lambda: picks(predict(picker, volume.astype(np.float32), window=Window(budget_vox=volume.size)), limits)}
     lean = for_inference(picker, "auto")
-    budget = memory_budget(lean, 0.5)
-    mine = {
-        report_name(views): lambda views=views: found(predict(lean, volume, window=Window(views=views, budget_vox=budget))) for views in options.views
-    }
-    if options.device != "cpu":
-        return mine
+    if name not in (WINDOWS, LEAN):
+        window = Window(views=int(name.split()[1]), budget_vox=memory_budget(lean, 0.5))
+        return {name: lambda: picks(predict(lean, volume, window=window), limits)}
     from monai.inferers import sliding_window_inference
 
-    exact = torch.from_numpy(volume.astype(np.float32))
     maps: list[Tensor] = []
 
-    def windows(network: nn.Module, values: Tensor) -> Tensor:
+    def windows(network: nn.Module) -> Tensor:
+        values = torch.from_numpy(volume).to(next(network.parameters()).dtype)
         with torch.inference_mode():
             maps[:] = [sliding_window_inference(values[None, None], 90, 1, network, overlap=0.25, mode="gaussian")[0].float()]
         return maps[0]
 
-    whole = Window(budget_vox=volume.size)
+    if name == LEAN:
+        return {name: lambda: picks(windows(lean), limits)}
     return {
-        REFERENCE: lambda: found(predict(picker, exact.numpy(), window=whole)),
-        WINDOWS: lambda: found(windows(picker, exact)),
-        MAX_POOL: lambda: max_pool_peaks(maps[0]),
-        CC3D: lambda: components(maps[0]),
-        LEAN: lambda: found(windows(lean, exact.to(next(lean.parameters()).dtype))),
-        **mine,
+        WINDOWS: lambda: picks(windows(picker), limits),
+        MAX_POOL: lambda: max_pool_picks(maps[0], limits),
+        CC3D: lambda: component_picks(maps[0], limits),
     }
 
 
-def compare(picker: Picker, volume: np.ndarray, options: argparse.Namespace) -> dict[str, Result]:
-    """Return what became of every contender; they take turns."""
-    results: dict[str, Result] = {}
-    for turn in range(options.repeats):
-        for name, work in contenders(picker, volume, options).items():
-            if name == REFERENCE and turn:
-                continue
-            keep = name.startswith("tomoray")
-            allocate(keep=keep)
-            before, answer = start_measuring(options.device), list[Peaks]()
-            seconds = timed(lambda work=work, answer=answer: answer.append(work()), options.device)
-            gigabytes = (highest(options.device) - before) / 1e9
-            result = results.setdefault(name, Result([], [], answer[0]))
-            result.seconds.append(seconds)
-            result.gigabytes.append(gigabytes)
-            print(f"  {name}: {seconds:.2f} s, {gigabytes:.2f} GB", flush=True)
-    return results
+def measure(work: Callable[[], Peaks], device: str) -> Turn:
+    """Return what a turn took and found."""
+    before, answer = start_measuring(device), list[Peaks]()
+    seconds = timed(lambda: answer.append(work()), device)
+    gigabytes = (highest(device) - before) / 1e9
+    return seconds, gigabytes, Peaks(*(getattr(answer[0], field.name).cpu() for field in fields(Peaks)))
 
 
-def report(results: dict[str, Result], picker: Picker, options: argparse.Namespace) -> None:
+def note(turns: Mapping[str, Turn], results: dict[str, Result]) -> None:
+    """Add turns to the results, and say what they took."""
+    for name, (seconds, gigabytes, peaks) in turns.items():
+        result = results.setdefault(name, Result([], [], peaks))
+        result.seconds.append(seconds)
+        result.gigabytes.append(gigabytes)
+        print(f"  {name}: {seconds:.2f} s, {gigabytes:.2f} GB", flush=True)
+
+
+def report(results: dict[str, Result], options: argparse.Namespace) -> None:
     """Print medians, ratios, agreement, and the share of what the machine can do."""
-    work = operations(picker, options.shape)
+    work = operations(options.shape)
     ceiling = convolution_rate(options.device, autocast_dtype("auto", options.device) or torch.float32)
     print(f"{work / 1e12:.2f} TFLOP in the whole volume once; ceiling of convolutions {ceiling / 1e9:.0f} GFLOP/s")
     reference = results.get(REFERENCE)
@@ -183,7 +244,7 @@ def report(results: dict[str, Result], picker: Picker, options: argparse.Namespa
         seconds = statistics.median(result.seconds)
         agreement = f"{agree(result.peaks, reference.peaks):.4f}" if reference else "-"
         share = f"{work / seconds / ceiling:.2f}" if name not in (MAX_POOL, CC3D) else "-"
-        print(f"{name:34} {seconds:8.2f} {max(result.gigabytes):6.2f} {sure(result.peaks).sum():6} {agreement:>20} {share:>17}")
+        print(f"{name:34} {seconds:8.2f} {max(result.gigabytes):6.2f} {len(result.peaks.scores):6} {agreement:>20} {share:>17}")
     if reference:
         mine = statistics.median(results[report_name(options.views[0])].seconds)
         windows, pooled, cc3d, lean = (statistics.median(results[name].seconds) for name in (WINDOWS, MAX_POOL, CC3D, LEAN))
@@ -192,24 +253,26 @@ def report(results: dict[str, Result], picker: Picker, options: argparse.Namespa
         )
 
 
-def found(maps: Tensor) -> Peaks:
-    """Return the peaks as `pick` finds them."""
-    return find_peaks(maps, WIDTHS, floor=FLOOR, refine=True)
+def picks(maps: Tensor, limits: Tensor) -> Peaks:
+    """Return the peaks as `pick` finds them that reach the threshold of their class."""
+    peaks = find_peaks(maps, WIDTHS, floor=FLOOR, refine=True)
+    good = peaks.scores >= limits[peaks.labels]
+    return Peaks(*(getattr(peaks, field.name)[good] for field in fields(Peaks)))
 
 
-def max_pool_peaks(maps: Tensor) -> Peaks:
-    """Return peaks as most users find them: cells that equal the maximum of their cube."""
+def max_pool_picks(maps: Tensor, limits: Tensor) -> Peaks:
+    """Return picks as most users find them: cells that equal the maximum of their cube."""
     found = []
-    for label, (scores, width) in enumerate(zip(maps, WIDTHS, strict=True)):
+    for label, (scores, width, limit) in enumerate(zip(maps, WIDTHS, limits, strict=True)):
         highest = F.max_pool3d(scores[None], width, stride=1, padding=width // 2)[0]
-        cells = ((scores == highest) & (scores > FLOOR)).nonzero()
+        cells = ((scores == highest) & (scores >= limit)).nonzero()
         found.append(Peaks(torch.full((len(cells),), label), cells, scores[tuple(cells.T)]))
-    return Peaks(*(torch.cat([getattr(f, field) for f in found]) for field in ("labels", "cells_zyx", "scores")))
+    return Peaks(*(torch.cat([getattr(f, field.name) for f in found]) for field in fields(Peaks)))
 
 
-def components(maps: Tensor) -> Peaks:
+def component_picks(maps: Tensor, limits: Tensor) -> Peaks:
     """Return the centroids of what hangs together above the threshold, class by class."""
-    found = [find_components(torch.where(scores > THRESHOLD, 1.0, 0.0)[None]) for scores in maps]
+    found = [find_components((scores >= limit).float()[None]) for scores, limit in zip(maps, limits, strict=True)]
     labels = [torch.full_like(f.labels, label) for label, f in enumerate(found)]
     return Peaks(torch.cat(labels), torch.cat([f.cells_zyx for f in found]), torch.cat([f.scores for f in found]))
 
@@ -218,35 +281,19 @@ def agree(peaks: Peaks, others: Peaks) -> float:
     """Return the F1 of picks against others, one to one within a voxel, over all classes."""
     hits = 0
     for label in range(len(CZII_PARTICLES)):
-        mine, theirs = (p.positions_vox(2)[sure(p) & (p.labels == label)].numpy() for p in (peaks, others))
+        mine, theirs = (p.positions_vox(2)[p.labels == label].numpy() for p in (peaks, others))
         if len(mine) and len(theirs):
             near = KDTree(mine).sparse_distance_matrix(KDTree(theirs), 1.0 + 1e-6, output_type="coo_matrix")
             graph = csr_matrix((np.ones(near.nnz), (near.row, near.col)), shape=near.shape)  # a distance of 0 is an edge too
             hits += int((maximum_bipartite_matching(graph) >= 0).sum())
-    return 2 * hits / int(sure(peaks).sum() + sure(others).sum())
+    return 2 * hits / (len(peaks.scores) + len(others.scores))
 
 
-def sure(peaks: Peaks) -> Tensor:
-    return peaks.scores > THRESHOLD
-
-
-def operations(picker: Picker, shape: Sequence[int]) -> int:
+def operations(shape: Sequence[int]) -> int:
     """Return the operations of one pass over the whole volume, two per multiplication and addition."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
         build_network("asymmetric_unet", classes=len(CZII_PARTICLES)).eval()(torch.empty(1, 1, *shape))
     return int(counter.get_total_flops())
-
-
-def allocate(*, keep: bool) -> None:
-    """Give freed memory back, and let the allocator keep what it frees from now on, as picking actors do, or behave as it does by default."""
-    libc = ctypes.CDLL(None)
-    gc.collect()
-    libc.malloc_trim(0)
-    if keep:
-        keep_freed_memory()
-    else:
-        libc.mallopt(-4, 65536)
-        libc.mallopt(-1, 128 * 1024)
 
 
 def start_measuring(device: str) -> int:
