@@ -42,6 +42,8 @@ class Card:
         Its classes, in the order of the score maps.
     voxel_angstrom, contrast
         Voxel size and contrast of the tomograms it was trained on; others are resampled and inverted to these.
+    clip_sd
+        Standard deviations from the mean beyond which values were clipped; 0: none were.
     network
         Name and options that build the network.
     activation
@@ -70,6 +72,7 @@ class Card:
     thresholds: dict[str, float] = field(default_factory=dict)
     validation: dict[str, Any] = field(default_factory=dict)
     agreement: float = 1.0
+    clip_sd: float = 0.0
     method: str = ""
     code_version: str = tomoray.__version__
 

@@ -12,7 +12,7 @@ from tomoray.checkpoint import Card, load_picker, read_card
 from tomoray.config import ConfigError
 from tomoray.inference import Precision, for_inference
 
-AGREE = ("particles", "voxel_angstrom", "contrast", "finder")
+AGREE = ("particles", "voxel_angstrom", "contrast", "clip_sd", "finder")
 
 
 class Ensemble(nn.Module):
@@ -47,7 +47,7 @@ def ensemble_card(checkpoints: Sequence[str]) -> Card:
     Raises
     ------
     ConfigError
-        If they differ in classes, voxel size, contrast, or in how maps become candidates: their maps have no mean then.
+        If they differ in classes, voxel size, contrast, clipping, or in how maps become candidates: their maps have no mean then.
     FormatError
         If one is no checkpoint.
     """

@@ -100,7 +100,8 @@ class CropSettings(Settings):
 
     patch_vox: EvenSize = Field(96, description="edge of a crop in voxels")
     per_visit: PositiveInt = Field(16, description="crops cut each time a tomogram is read")
-    centred_fraction: Fraction = Field(0.5, description="share of crops around a particle, classes drawn evenly; the rest lie anywhere")
+    layout: Literal["random", "grid"] = Field("random", description="where crops lie; grid: cubes side by side, all of them in each pass")
+    centred_fraction: Fraction = Field(0.5, description="share of random crops around a particle, classes drawn evenly; the rest lie anywhere")
     readers: PositiveInt = Field(2, description="tomograms read at the same time, for each stream")
     batch_size: PositiveInt = Field(8, description="labelled crops per step and worker")
     unlabelled_batch_size: Annotated[int, Field(ge=0)] = Field(0, description="unlabelled crops per step and worker; 0: as many as labelled")
@@ -137,6 +138,7 @@ class TrainJob(WithParticles):
     start_from: str = Field("", description="checkpoint folder to take weights (and thresholds) from, such as that of a burn-in")
     voxel_angstrom: PositiveFloat = Field(10.012, description="voxel size to work at; other tomograms are resampled")
     contrast: Contrast = Field("dark", description="contrast to work at; other tomograms are inverted")
+    clip_sd: Annotated[float, Field(ge=0)] = Field(0.0, description="standard deviations from the mean at which values are clipped; 0: nowhere")
     epochs: PositiveInt = Field(50, description="epochs")
     steps_per_epoch: PositiveInt = Field(100, description="optimiser steps per epoch")
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")

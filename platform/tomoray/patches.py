@@ -47,6 +47,17 @@ def grid_corners(shape: Sequence[int], patch_vox: int) -> NDArray[np.int64]:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
+def grid_walk(shape: Sequence[int], patch_vox: int, visit: int, count: int, seed: Sequence[int]) -> NDArray[np.int64]:
+    """Return `(count, 3)` corners for one of many visits to a volume, which together go through its grid again and again.
+
+    Each pass has all cubes of `grid_corners` once, in an order of its own; visit 0 begins the first pass.
+    """
+    grid = grid_corners(shape, patch_vox)
+    steps = np.arange(visit * count, (visit + 1) * count)
+    passes = {int(lap): np.random.default_rng((*seed, int(lap))).permutation(len(grid)) for lap in np.unique(steps // len(grid))}
+    return grid[[passes[int(step) // len(grid)][step % len(grid)] for step in steps]]
+
+
 def cut(volume: NDArray[np.float32], corner: Sequence[int], patch_vox: int) -> NDArray[np.float32]:
     """Return the cube `(p, p, p)` at a corner; beyond the volume's end it is 0, the mean of a normalised tomogram."""
     z, y, x = (int(c) for c in corner)

@@ -19,20 +19,21 @@ SAME_VOXEL = 0.01  # voxel sizes that differ by less than one per cent count as 
 
 
 def prepare(
-    tomogram: Tomogram, *, contrast: Contrast, to_voxel_angstrom: float, to_contrast: Contrast = "dark"
+    tomogram: Tomogram, *, contrast: Contrast, to_voxel_angstrom: float, to_contrast: Contrast = "dark", clip_sd: float = 0.0
 ) -> tuple[NDArray[np.float32], tuple[float, float, float]]:
     """Return the volume as a picker sees it, `(d, h, w)` float32, and its voxel size along z, y, x in angstrom.
 
     Reads the whole tomogram, resamples it where its voxel size differs from the picker's by more than one per cent, inverts it where its
-    contrast differs, and z-scores it. The voxel size that comes back is that of the returned volume, so that `index * voxel_angstrom`
-    is a position in the tomogram's own angstrom; both changes are said in the log.
+    contrast differs, and z-scores it, with `clip_sd` by `clip_outliers`. The voxel size that comes back is that of the returned volume, so
+    that `index * voxel_angstrom` is a position in the tomogram's own angstrom; both changes are said in the log.
 
     Raises
     ------
     FormatError
         If values are not finite, all equal, or voxels no cubes.
     """
-    volume = z_score(tomogram.read(), where=tomogram.uri or tomogram.name)
+    where = tomogram.uri or tomogram.name
+    volume = clip_outliers(tomogram.read(), at_sd=clip_sd, where=where) if clip_sd else z_score(tomogram.read(), where=where)
     voxel = tomogram.voxel_size_angstrom
     if contrast != to_contrast:
         log.info("%s: particles are %s, the picker expects %s: inverted", tomogram.name, contrast, to_contrast)

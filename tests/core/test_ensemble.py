@@ -53,6 +53,7 @@ def test_scores_and_thresholds_are_means(tmp_path: Path) -> None:
         ({"particles": CARD.particles[::-1]}, r"particles is large \(100 angstrom\), small \(60 angstrom\) where .* has small"),
         ({"voxel_angstrom": 7.84}, "voxel_angstrom is 7.84 where .* has 10.0; .*must agree in particles, voxel_angstrom, .*: pick with each alone"),
         ({"contrast": "bright"}, "contrast is bright where .* has dark"),
+        ({"clip_sd": 3.0}, "clip_sd is 3.0 where .* has 0.0"),
         ({"finder": "components"}, "finder is components where .* has peaks"),
     ],
 )

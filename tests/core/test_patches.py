@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tomoray.patches import cut, draw_corners, points_near
+from tomoray.patches import cut, draw_corners, grid_corners, grid_walk, points_near
 
 PATCH = 32
 
@@ -94,3 +94,17 @@ def test_a_marked_voxel_is_found_where_its_particle_is_said_to_be() -> None:
         crop = cut(volume, corner, 16)
         assert len(inside) == crop.sum() > 0
         assert (crop[tuple(inside[:, 1:].astype(int).T)] == 1).all()
+
+
+def test_visits_walk_through_the_grid_again_and_again() -> None:
+    """Planted: each visit with an order of its own, so that some cubes come twice before others come once; the same order in every pass."""
+    shape, patch, seed = (20, 25, 10), 10, (7, 1)
+    grid = {tuple(corner) for corner in grid_corners(shape, patch).tolist()}
+    count = 5
+    assert len(grid) == 6
+    walked = [tuple(corner) for visit in range(6) for corner in grid_walk(shape, patch, visit, count, seed).tolist()]
+    passes = [walked[i : i + len(grid)] for i in range(0, len(walked), len(grid))]
+    assert all(set(one) == grid for one in passes)
+    assert len(set(map(tuple, passes))) > 1
+    assert [tuple(c) for c in grid_walk(shape, patch, 3, count, seed).tolist()] == walked[15:20], "a visit depends on no other"
+    assert len(grid_walk(shape, patch, 0, 15, seed)) == 15, "a visit may see more cubes than there are"

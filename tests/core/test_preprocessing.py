@@ -114,3 +114,16 @@ def test_shrinking_takes_away_what_the_coarser_grid_cannot_hold() -> None:
 def test_resampling_a_constant_keeps_it() -> None:
     for factor in (0.37, 0.5, 1.4):
         np.testing.assert_allclose(resample(np.full((9, 10, 11), 2.5, dtype=np.float32), factor), 2.5, rtol=1e-5)
+
+
+def test_gold_loses_its_weight_where_values_are_clipped() -> None:
+    """Planted: clipping by the file's own units; no second z-score."""
+    values = (NOISE * 1e-5 + 3e-6).astype(np.float32)
+    values[0, 0, :4] = 1e-2
+    plain, _ = prepare(tomogram(values), contrast="dark", to_voxel_angstrom=10.0)
+    clipped, _ = prepare(tomogram(values), contrast="dark", to_voxel_angstrom=10.0, clip_sd=3.0)
+    assert plain.max() > 20
+    assert 3 < clipped.max() < 30
+    assert clipped[1:].std() > 5 * plain[1:].std()
+    assert clipped.mean(dtype=np.float64) == pytest.approx(0, abs=1e-5)
+    assert clipped.std(dtype=np.float64) == pytest.approx(1, abs=1e-5)

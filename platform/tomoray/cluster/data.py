@@ -23,7 +23,7 @@ from tomoray.catalogue import CatalogueRow, read_row_picks
 from tomoray.cluster.pace import Pace
 from tomoray.formats import open_tomogram
 from tomoray.jobs import CropSettings
-from tomoray.patches import cut, draw_corners, points_near
+from tomoray.patches import cut, draw_corners, grid_walk, points_near
 from tomoray.preprocessing import prepare
 from tomoray.targets import reach_vox
 from tomoray.tomogram import Contrast, Particle, Picks
@@ -43,6 +43,7 @@ class CropSource:
     crops: CropSettings
     seed: int
     labelled: bool = True
+    clip_sd: float = 0.0
 
 
 class Collate(NumpyBatchCollateFn):  # type: ignore[misc]
@@ -84,9 +85,15 @@ def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator
         row = source.rows[int(index)]
         rng = np.random.default_rng((source.seed, int(visit)))
         tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
-        volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=source.voxel_angstrom, to_contrast=source.contrast)
+        volume, voxel = prepare(
+            tomogram, contrast=row.contrast, to_voxel_angstrom=source.voxel_angstrom, to_contrast=source.contrast, clip_sd=source.clip_sd
+        )
         points = particle_points(read_row_picks(row), source.particles, voxel) if source.labelled else np.empty((0, 4))
-        corners = draw_corners(rng, volume.shape, settings.patch_vox, points, settings.per_visit, centred_fraction=settings.centred_fraction)
+        if settings.layout == "grid":
+            earlier = int(visit) // len(source.rows)  # each lap of the plan visits each row once
+            corners = grid_walk(volume.shape, settings.patch_vox, earlier, settings.per_visit, (source.seed, int(index)))
+        else:
+            corners = draw_corners(rng, volume.shape, settings.patch_vox, points, settings.per_visit, centred_fraction=settings.centred_fraction)
         for group in np.array_split(corners, -(-len(corners) // CROPS_PER_BLOCK)):
             near = [points_near(points, corner, settings.patch_vox, halo) for corner in group]
             yield {

@@ -54,7 +54,9 @@ def read(row: dict[str, Any], *, card: Card, permissive: bool) -> dict[str, Any]
     try:
         tomogram = patiently(partial(_load, row, permissive), row["uri"])
         values_bytes = int(np.asarray(tomogram.voxels).nbytes)
-        volume, voxel = prepare(tomogram, contrast=row["contrast"], to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast)
+        volume, voxel = prepare(
+            tomogram, contrast=row["contrast"], to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast, clip_sd=card.clip_sd
+        )
     except (FormatError, OSError) as reason:
         error = str(reason)
     prepared = {"volume": volume.astype(np.float16), "voxel_angstrom": np.array(voxel), "catalogued_angstrom": float(row["voxel_angstrom"])}

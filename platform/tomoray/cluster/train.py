@@ -162,7 +162,8 @@ def _trainer(setup: Setup, rows: Mapping[str, tuple[CatalogueRow, ...]]) -> Torc
         return int(done * per_epoch), int(job.epochs * per_epoch + per_step) + 3  # a little more, since equal shards drop a remainder
 
     def stream(name: str) -> Callable[[], Dataset]:
-        source = CropSource(rows[name], job.particle_list(), job.voxel_angstrom, job.contrast, job.crops, job.seed, labelled=name == "labelled")
+        told = (job.particle_list(), job.voxel_angstrom, job.contrast, job.crops, job.seed)
+        source = CropSource(rows[name], *told, labelled=name == "labelled", clip_sd=job.clip_sd)
         return crop_stream(source, partial(visits, name))
 
     resources = {"CPU": workers.cpus, "GPU": 1.0} if workers.gpu else {"CPU": workers.cpus}
@@ -291,6 +292,7 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
         particles,
         job.voxel_angstrom,
         job.contrast,
+        clip_sd=job.clip_sd,
         network=job.network.model_dump(mode="json"),
         activation=method.picker().activation,
         finder=method.finder,
@@ -329,7 +331,7 @@ def _agreement(method: Method, card: Card, setup: Setup, candidates: Picks) -> f
 def find_candidates(picker: nn.Module, card: Card, row: CatalogueRow) -> Picks:
     """Return every candidate of a row's tomogram, seen and searched as a card says."""
     tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
-    volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast)
+    volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast, clip_sd=card.clip_sd)
     window = Window(tile_vox=card.tile_vox)
     return pick(picker, volume, card.particles, voxel, run=row.run, window=window, finder=card.finder)
 

@@ -2,8 +2,8 @@
 
 Paper: Uddin et al. 2024, TomoPicker, bioRxiv 2024.11.04.620735, and its code; GE-binomial from Topaz, Bepler et al. 2019.
 Adds: what is not marked may be a particle: risks that reckon with the share of cells that particles must cover.
-Needs: some marked particles of each class, crops from anywhere in the tomogram, and the number of particles in one; `resunet` is the paper's.
-Departs: random crops and a cosine for the code's grid and plateau; one risk per class; balls around cells, so that stride 2 will do too.
+Needs: some marked particles of each class, crops from anywhere (`layout = "grid"`), the number of particles in a tomogram; `resunet`.
+Departs: a cosine for the code's plateau; one risk per class; balls around cells, so that stride 2 will do too.
 Tests: the risks' analytic values and the clip, shares by counting, agreement as the least of `consistency`, a falling loss on a toy.
 """
 

@@ -1,0 +1,60 @@
+"""From rows to crops, as a reading task cuts them."""
+
+import numpy as np
+import pytest
+from small_jobs import PARTICLES
+
+from tomoray.catalogue import CatalogueRow, read_catalogue
+from tomoray.cluster.data import CropSource, cut_crops, plan
+from tomoray.formats import open_tomogram
+from tomoray.jobs import CropSettings
+from tomoray.preprocessing import prepare
+
+EDGE = 48
+
+
+@pytest.fixture
+def rows(catalogue: str) -> tuple[CatalogueRow, ...]:
+    return tuple(row for row in read_catalogue(catalogue) if row.split == "train")[:2]
+
+
+def crops_of(rows: tuple[CatalogueRow, ...], visits: int, settings: CropSettings, clip_sd: float = 0.0) -> list[tuple[int, np.ndarray]]:
+    """Every crop of the first visits, with the row that it is of."""
+    source = CropSource(rows, PARTICLES, rows[0].voxel_angstrom, "dark", settings, seed=3, clip_sd=clip_sd)
+    found = []
+    for item in plan(len(rows), 0, visits, seed=3):
+        for block in cut_crops({key: np.array([value]) for key, value in item.items()}, source=source):
+            found += [(item["row"], volume) for volume in block["volume"]]
+    return found
+
+
+def volume_of(row: CatalogueRow, clip_sd: float = 0.0) -> np.ndarray:
+    tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom)
+    return prepare(tomogram, contrast="dark", to_voxel_angstrom=row.voxel_angstrom, clip_sd=clip_sd)[0]
+
+
+def test_a_grid_shows_every_voxel_of_every_tomogram_once_in_each_pass(rows: tuple[CatalogueRow, ...]) -> None:
+    """Planted: visits counted over all tomograms instead of over one, so that half of the cubes are left out."""
+    settings = CropSettings(patch_vox=EDGE, per_visit=2, layout="grid")
+    crops = crops_of(rows, visits=4, settings=settings)
+    for index, row in enumerate(rows):
+        volume = volume_of(row)
+        assert volume.shape == (EDGE, 2 * EDGE, 2 * EDGE)
+        seen = np.sort(np.concatenate([crop.ravel() for of, crop in crops if of == index]))
+        np.testing.assert_array_equal(seen, np.sort(volume.astype(np.float16).ravel()))
+
+
+def test_crops_come_from_clipped_volumes_where_that_is_asked_for(rows: tuple[CatalogueRow, ...]) -> None:
+    """Planted: clipping when picking, but not when training."""
+    settings = CropSettings(patch_vox=EDGE, per_visit=8)
+    crops = crops_of(rows[:1], visits=1, settings=settings, clip_sd=1.0)
+    highest = volume_of(rows[0], clip_sd=1.0).max()
+    assert max(crop.max() for _, crop in crops) == np.float16(highest)
+    assert highest < volume_of(rows[0]).max() / 2
+
+
+def test_the_same_visit_cuts_the_same_crops(rows: tuple[CatalogueRow, ...]) -> None:
+    settings = CropSettings(patch_vox=EDGE, per_visit=4)
+    first, again = (crops_of(rows, visits=2, settings=settings) for _ in range(2))
+    assert all(np.array_equal(one, other) for (_, one), (_, other) in zip(first, again, strict=True))
+    assert not np.array_equal(first[0][1], first[1][1])
