@@ -11,7 +11,9 @@ from torch import Tensor
 Reduce = Literal["joint", "per_class"]
 
 
-def reweighted_mse(scores: Tensor, target: Tensor, *, background_weight: float = 4.0, reduce: Reduce = "joint", eps: float = 1e-6) -> Tensor:
+def reweighted_mse(
+    scores: Tensor, target: Tensor, *, background_weight: float = 4.0, reduce: Reduce = "joint", known: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
     """Return the squared error of heat maps, with the target as the weight of foreground and its complement as that of background.
 
     `sum(Y (Y - S)^2) / sum(Y) + w * sum((1 - Y)(Y - S)^2) / sum(1 - Y)` (Lin et al. 2025, arXiv 2510.22454, with `w` = 4; the
@@ -27,12 +29,17 @@ def reweighted_mse(scores: Tensor, target: Tensor, *, background_weight: float =
     reduce
         `joint` sums over batch, classes and cells together, as in the paper, so that a large particle weighs more than a small one;
         `per_class` forms the ratios for every class and averages them.
+    known
+        Which cells count, 1 or 0, of a shape that can be stretched to the target's; all by default.
     """
     if scores.shape != target.shape:
         raise ValueError(f"scores {tuple(scores.shape)} and target {tuple(target.shape)} must have the same shape")
     over = (0, 2, 3, 4) if reduce == "per_class" else (0, 1, 2, 3, 4)
+    cells: Tensor | float = target.numel() / (target.shape[1] if reduce == "per_class" else 1)
+    if known is not None:
+        known = known.to(target).expand_as(target)
+        scores, target, cells = scores * known, target * known, known.sum(over, keepdim=True)
     mass = target.sum(over, keepdim=True)
-    cells = target.numel() / mass.numel()
     weight = torch.lerp(background_weight / (cells - mass + eps), 1 / (mass + eps), target)  # of Y and of 1 - Y, in one pass
     return (weight * (target - scores).square()).sum() / mass.numel()
 

@@ -56,6 +56,9 @@ class SupervisedSettings(Settings):
     name: Literal["supervised"] = Field("supervised", description="method")
     background_weight: PositiveFloat = Field(4.0, description="lambda of the reweighted squared error")
     reduce: Literal["joint", "per_class"] = Field("joint", description="normalise the loss over all classes, or per class")
+    known_radii: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="where only some particles are marked: cells further than so many radii from these do not count; 0: all count"
+    )
     intensity_strength: Annotated[float, Field(ge=0)] = Field(1.0, description="size of intensity augmentations")
 
 

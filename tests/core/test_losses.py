@@ -83,3 +83,20 @@ def test_per_class_is_the_mean_over_classes_and_joint_favours_the_large() -> Non
 def test_shapes_must_agree() -> None:
     with pytest.raises(ValueError, match=r"scores \(1, 2, 4, 4, 4\) and target \(1, 1, 4, 4, 4\) must have the same shape"):
         reweighted_mse(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("reduce", ["joint", "per_class"])
+def test_cells_that_are_not_known_do_not_count(reduce) -> None:
+    """The loss of what is known alone, whatever stands elsewhere. Planted: unknown cells counted among the background's."""
+    torch.manual_seed(0)
+    scores, target = torch.rand(2, 3, 2, 2, 8, requires_grad=True), torch.rand(2, 3, 2, 2, 8)
+    known = torch.zeros(2, 1, 2, 2, 8)
+    known[..., :5] = 1
+    odd = torch.where(known > 0, target, -1.0)
+    loss = reweighted_mse(scores, odd, reduce=reduce, known=known)
+    assert loss.item() == pytest.approx(reweighted_mse(scores[..., :5], target[..., :5], reduce=reduce).item(), rel=1e-5)
+    (slope,) = torch.autograd.grad(loss, scores)
+    assert not slope[..., 5:].any()
+    assert slope[..., :5].all()
+    nothing = reweighted_mse(scores, odd, reduce=reduce, known=torch.zeros_like(known))
+    assert nothing.item() == 0
