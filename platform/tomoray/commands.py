@@ -19,15 +19,17 @@ from tomoray.formats import open_tomogram
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
-from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob
+from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
 from tomoray.report import draw_picks, write_report
 from tomoray.scoring import Score, score_picks, score_table
 from tomoray.simulate import Scene, write_dataset
+from tomoray.study import steps_of
 from tomoray.tomogram import Picks
 
 DONE, SOME_FAILED = 0, 3
 WARNINGS_SHOWN = 3  # of one kind
 KIND = 40  # letters by which warnings are told apart
+OBJECTIVES = {"f1": "F1", "czii": "F4"}
 
 
 def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
@@ -37,6 +39,7 @@ def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
         "index": make_index,
         "train": train,
         "study": study,
+        "tune": tune,
         "pick": pick,
         "threshold": threshold,
         "score": score,
@@ -136,6 +139,8 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
     f1 = trained.card.validation["f1"]
     say(f"picker: {trained.checkpoint}")
     say(f"F1 at half the radius on {len(f1['runs'])} validation tomograms: {f1['value']:.3f}; thresholds: {_spell(trained.card.thresholds)}")
+    if expected := trained.card.validation.get("expected"):
+        say(f"{OBJECTIVES[job.validation.objective]} to expect on other tomograms: {_spell(expected)}")
     say(f"MLflow: {trained.run}")
     return DONE
 
@@ -165,6 +170,32 @@ def study(job: StudyJob, dry_run: bool = False) -> int:
     return SOME_FAILED if compared.failures else DONE
 
 
+def tune(job: TuneJob, dry_run: bool = False) -> int:
+    """Search a space and say what did best and where it is; status 3 where some trials failed, or none was finished."""
+    from tomoray.cluster import tune as tuning
+    from tomoray.cluster.session import session
+    from tomoray.search import trials_of
+
+    if dry_run:
+        planned = tuning.plan(job)
+        total, over = trials_of(job, planned.space), sum(trial.is_over for trial in tuning.known_trials(planned))
+        for key, parameter in planned.space.space.items():
+            say(f"{key}: {parameter}")
+        with session():
+            limit = tuning.at_a_time(planned)
+        steps = f", {steps_of(job.train):,} steps each at most" if planned.space.verb == "train" else ""
+        say(f"would run {max(0, total - over)} of {total} trials ({job.search}){steps}, {limit} at a time, and compare them by {job.metric}")
+        return DONE
+    swept = tuning.run_sweep(job)
+    say(swept.text)
+    failed = sum(trial.state == "failed" for trial in swept.trials)
+    say(f"{swept.ran} trials run now, {failed} of {len(swept.trials)} failed")
+    for what, where in swept.files.items():
+        say(f"{what}: {where}")
+    say(f"MLflow: {swept.run}")
+    return SOME_FAILED if failed or swept.winner is None else DONE
+
+
 def pick(job: PickJob, dry_run: bool = False) -> int:
     """Pick all tomograms of a catalogue and say where everything is; status 3 where some could not be picked."""
     from tomoray.cluster import pick as picking
@@ -190,15 +221,17 @@ def pick(job: PickJob, dry_run: bool = False) -> int:
 def threshold(job: ThresholdJob, dry_run: bool = False) -> int:
     """Derive picks again from candidates, and say where they are."""
     from tomoray import results
-    from tomoray.ensemble import ensemble_card
     from tomoray.formats.candidates import read_candidates
+    from tomoray.held_out import card_of, choose_on
 
     began, folder = time.perf_counter(), results.find_tables(job.candidates)
     ids = results.committed(folder)
-    about = read_candidates(results.table_uri(folder, min(ids)))[1]
-    named = about["checkpoint"]
-    checkpoints = job.checkpoints if job.checkpoint else (named,) if isinstance(named, str) else tuple(named)
-    thresholds = results.choose(ensemble_card(checkpoints), job.thresholds)
+    about, card = read_candidates(results.table_uri(folder, min(ids)))[1], card_of(job, folder)
+    if job.catalogue:
+        rows = scored_rows(job.catalogue, job.splits)
+        card, expected = choose_on(job, card, folder, rows)
+        say(f"thresholds chosen on {len(rows)} tomograms" + (f"; to expect on others: {_spell(expected)}" if expected else ""))
+    thresholds = results.choose(card, job.thresholds)
     if below := [name for name, value in thresholds.items() if value < about["floor"]]:
         say(f"warning: thresholds of {', '.join(below)} lie below {about['floor']:g}, under which `tomoray pick` kept no candidates")
     if dry_run:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, Validati
 
 from tomoray.config import Settings
 from tomoray.recipes import AsymmetricUNetSettings, Fraction, MethodSettings, NetworkSettings, SupervisedSettings, TomoPickerSettings
+from tomoray.spaces import SpaceSettings, read_space
 from tomoray.tomogram import CZII_PARTICLES, Contrast, Particle
 
 
@@ -19,6 +20,8 @@ def _zero_or_large(tile_vox: int) -> int:
 
 
 FILE_NAME = r"^[A-Za-z0-9._-]+$"
+Objective = Literal["f1", "czii"]
+Regularise = Literal["none", "bootstrap", "leave_one_out"]  # as in `thresholds`, whose import takes longer than reading a job may
 EvenSize = Annotated[int, Field(ge=16, multiple_of=2)]
 TileSize = Annotated[int, Field(ge=0, multiple_of=2), AfterValidator(_zero_or_large)]
 
@@ -122,7 +125,8 @@ class ValidationSettings(Settings):
     """How the picker is measured while it trains."""
 
     every_epochs: PositiveInt = Field(5, description="epochs between validations; the last epoch is always validated")
-    objective: Literal["f1", "czii"] = Field("f1", description="what thresholds maximise: one-to-one F1 at half the radius, or the F4 of CZII")
+    objective: Objective = Field("f1", description="what thresholds maximise: one-to-one F1 at half the radius, or the F4 of CZII")
+    regularise: Regularise = Field("none", description="how thresholds are kept from fitting these tomograms; if so, what to expect is estimated too")
     tile_vox: TileSize = Field(0, description="edge of cubic tiles for prediction; 0: as few tiles as ten million voxels each allow")
 
 
@@ -255,7 +259,43 @@ class ThresholdJob(WithCheckpoint):
     checkpoint: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "", description="checkpoint folder, or a list, whose thresholds to use; empty: those that the tables name"
     )
+    catalogue: str = Field("", description="catalogue on whose labelled tomograms thresholds are chosen anew; empty: they are those of the cards")
+    splits: tuple[str, ...] = Field(("validation",), description="which of them; none that training has seen")
+    objective: Objective = Field("f1", description="what thresholds maximise there: one-to-one F1 at half the radius, or the F4 of CZII")
+    regularise: Regularise = Field("none", description="how they are kept from fitting these very tomograms")
     copick: bool = Field(True, description="write copick files beside the CSV")
+
+
+class TuneJob(Job):
+    """Search a space of settings: train, pick or choose thresholds with each, and keep what does best."""
+
+    catalogue: str = Field("data/catalogue.parquet", description="catalogue with splits train and validation")
+    output: str = Field("sweeps", description="folder or s3:// prefix; the sweep becomes a folder in it")
+    name: str = Field("sweep", pattern=FILE_NAME, description="name of the sweep; the same name again goes on where it stopped")
+    space: str | dict[str, Any] = Field("tune_spaces/loss_weights.toml", description="file of tune_spaces/, or a table that says the same")
+    trials: PositiveInt = Field(20, description="trials in all; a grid has no more than its combinations")
+    search: Literal["optuna", "random", "grid"] = Field("optuna", description="how values are chosen; optuna learns from the trials before (TPE)")
+    metric: Objective = Field("f1", description="what trials are compared by, and what thresholds maximise")
+    scheduler: Literal["asha", "none"] = Field("asha", description="asha: trainings that fall behind are stopped early")
+    grace_epochs: PositiveInt = Field(1, description="epochs after which a training may first be stopped")
+    reduction_factor: Annotated[float, Field(gt=1)] = Field(3.0, description="one of so many goes on, and then so many times as long")
+    splits: tuple[str, ...] = Field(("validation",), min_length=1, description="labelled tomograms that picks and thresholds are compared on")
+    seed: int = Field(0, description="of the search")
+    parallel: Annotated[int, Field(ge=0)] = Field(0, description="trials at a time; 0: as many as resources allow")
+    winner: str = Field("", description="job file to write with the best settings; empty: in jobs/, after the sweep")
+    register_as: str = Field("", description="name in MLflow's model registry under which the best picker becomes `champion`; empty: none")
+    train: TrainJob = Field(TrainJob(), description="what all trials share that train")
+    pick: PickJob = Field(PickJob(), description="what all trials share that pick")
+    threshold: ThresholdJob = Field(ThresholdJob(), description="what all trials share that choose thresholds")
+
+    @field_validator("space")
+    @classmethod
+    def _known_keys_only(cls, space: str | dict[str, Any]) -> str | dict[str, Any]:
+        return space if isinstance(space, str) else read_space(space).model_dump(mode="json", exclude_defaults=True)
+
+    def read_space(self) -> SpaceSettings:
+        """Return the space, from its file or its table."""
+        return read_space(self.space)
 
 
 class ScoreJob(WithParticles):
@@ -292,6 +332,7 @@ JOBS: dict[str, type[Settings]] = {
     "index": IndexJob,
     "train": TrainJob,
     "study": StudyJob,
+    "tune": TuneJob,
     "pick": PickJob,
     "threshold": ThresholdJob,
     "score": ScoreJob,

@@ -36,6 +36,11 @@ FULL: dict[str, dict[str, Any]] = {
         "train": {"network": {"width": 8}, "particles": [{"name": "x", "radius_angstrom": 3}]},
         "arms": [{"name": "a"}, {"name": "b", "start_from": "a", "changes": {"method.name": "semietpicker", "crops": {"patch_vox": 64}}}],
     },
+    "tune": {
+        "space": {"base": "jobs/train_x.toml", "space": {"a.b": {"low": 1, "high": 2.5, "log": True}, "c": {"choices": ["x", 1, False]}}},
+        "train": {"network": {"width": 8}},
+        "threshold": {"regularise": "bootstrap"},
+    },
     "demo": {"simulate": {"maps": {"a": "b"}}, "train": {"particles": [{"name": "x", "radius_angstrom": 3}]}, "pick": {"thresholds": {"x": 0.1}}},
 }
 

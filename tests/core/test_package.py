@@ -31,7 +31,10 @@ LAYERS = [
     ],
     ["methods"],
     ["training", "picking", "inference", "memory"],
-    ["jobs", "recipes", "checkpoint", "report", "study", "comparison", "ensemble", "results"],
+    [
+        *("jobs", "recipes", "spaces", "checkpoint", "report", "study", "comparison", "ensemble", "results"),
+        *("held_out", "search", "sweep", "sweep_report"),
+    ],
     ["cluster"],
     ["cli", "commands", "__main__"],
 ]
@@ -201,7 +204,7 @@ print(before == after, os.listdir())
 
 def test_there_are_job_files() -> None:
     """Without this, an empty folder would pass the test below by having nothing to check."""
-    assert {path.name.split(".")[0].split("_")[0] for path in JOB_FILES} >= {"simulate", "index", "train", "pick", "score", "demo"}
+    assert {path.name.split(".")[0].split("_")[0] for path in JOB_FILES} >= {"simulate", "index", "train", "study", "tune", "pick", "score", "demo"}
 
 
 @pytest.mark.parametrize("path", JOB_FILES, ids=lambda path: path.name)

@@ -16,7 +16,11 @@ from mlflow.utils.time import get_current_time_millis
 from tomoray.config import Settings
 
 EXPERIMENT = "tomoray"
-FINISHED, FAILED = "FINISHED", "FAILED"
+FOLDER = "tomoray.folder"  # tag: where what the run makes lies
+MOST_CHILDREN = 10_000
+FINISHED, FAILED, KILLED, RUNNING = "FINISHED", "FAILED", "KILLED", "RUNNING"
+CHAMPION = "champion"
+CHECKPOINT = "checkpoint"  # folder of a training run's artefacts
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,27 @@ class Run:
     def end(self, status: str = FINISHED) -> None:
         """Close the run."""
         self._client().set_terminated(self.run_id, status)
+
+    def end_children(self) -> dict[str, str]:
+        """Return folder -> id of the runs under this one, after closing those as killed that nobody will close."""
+        client = self._client()
+        experiment = client.get_run(self.run_id).info.experiment_id
+        found: dict[str, str] = {}
+        for child in client.search_runs([experiment], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'", max_results=MOST_CHILDREN):
+            found[child.data.tags.get(FOLDER, "")] = child.info.run_id
+            if child.info.status == RUNNING:
+                client.set_terminated(child.info.run_id, KILLED)
+        return found
+
+    def register(self, name: str) -> str:
+        """Make this run's checkpoint a version of a registered model and its champion, once only; return `models:/name@champion`."""
+        client = self._client()
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        versions = [version for version in client.search_model_versions(f"name = '{name}'") if version.run_id == self.run_id]
+        version = versions[0] if versions else client.create_model_version(name, f"runs:/{self.run_id}/{CHECKPOINT}", self.run_id)
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+        return f"models:/{name}@{CHAMPION}"
 
     def __str__(self) -> str:
         return f"run {self.run_id} at {self.tracking_uri}"

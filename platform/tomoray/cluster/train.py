@@ -19,7 +19,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.data import Dataset
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks
 from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, load_picker, read_card, save_checkpoint
 from tomoray.cluster.data import CropSource, Shard, batch_size, crop_stream
 from tomoray.cluster.session import session, threads_per_worker
-from tomoray.cluster.tracking import FAILED, Run, start_run
+from tomoray.cluster.tracking import CHECKPOINT, FAILED, FOLDER, Run, start_run
 from tomoray.config import ConfigError, dump_settings, read_settings_text
 from tomoray.formats import open_tomogram
 from tomoray.inference import for_inference
@@ -38,7 +38,7 @@ from tomoray.methods import METHODS, Method
 from tomoray.networks import build_picker
 from tomoray.picking import pick
 from tomoray.preprocessing import prepare
-from tomoray.scoring import Score, agreement, f1_score
+from tomoray.scoring import Score, agreement, czii_score, f1_score
 from tomoray.thresholds import apply_thresholds, choose_thresholds
 from tomoray.tiles import Window
 from tomoray.tomogram import Picks
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 BEST = "picker"
+MEASURED = {"f1": "val_f1", "czii": "val_czii"}  # objective -> the metric by which checkpoints are kept
 FREE_TO_CHANGE = {"epochs", "workers", "output"}  # what may differ when a run goes on under its name
 
 
@@ -71,7 +72,7 @@ class Trained:
     run: Run
 
 
-def train(job: TrainJob, *, parent: Run | None = None) -> Trained:
+def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserCallback] = ()) -> Trained:
     """Train a picker as a job says, going on where a run of the same name stopped; `parent` is the MLflow run that it is part of.
 
     Raises
@@ -82,20 +83,20 @@ def train(job: TrainJob, *, parent: Run | None = None) -> Trained:
     rows, validation = training_rows(job)
     folder = storage.join(job.output, job.name)
     _claim(folder, job)
-    run = start_run("train", job.name, job, tags={"tomoray.folder": folder}, parent=parent)
+    run = start_run("train", job.name, job, tags={FOLDER: folder}, parent=parent)
     run.add_text(dump_settings(job), JOB)
     setup = Setup(job, counts_for(job, rows["labelled"]), validation, run, folder)
     try:
         with session(), _progress_bar(setup):
-            result = _trainer(setup, rows).fit()
+            result = _trainer(setup, rows, callbacks).fit()
         if result.error is not None:
             raise result.error
     except BaseException:
         run.end(FAILED)
         raise
-    checkpoint = _keep_best(result, folder)
+    checkpoint = _keep_best(result, folder, MEASURED[job.validation.objective])
     with storage.local_copy(checkpoint) as local:
-        run.add_files(local, "checkpoint")
+        run.add_files(local, CHECKPOINT)
     run.end()
     return Trained(checkpoint, read_card(checkpoint), run)
 
@@ -152,8 +153,8 @@ def _claim(folder: str, job: TrainJob) -> None:
     storage.write_bytes(where, dump_settings(job).encode())
 
 
-def _trainer(setup: Setup, rows: Mapping[str, tuple[CatalogueRow, ...]]) -> TorchTrainer:
-    job, workers = setup.job, setup.job.workers
+def _trainer(setup: Setup, rows: Mapping[str, tuple[CatalogueRow, ...]], callbacks: Sequence[UserCallback]) -> TorchTrainer:
+    job, workers, best = setup.job, setup.job.workers, MEASURED[setup.job.validation.objective]
 
     def visits(stream: str) -> tuple[int, int]:
         per_step = batch_size(stream, job.crops) * workers.count / job.crops.per_visit
@@ -176,7 +177,8 @@ def _trainer(setup: Setup, rows: Mapping[str, tuple[CatalogueRow, ...]]) -> Torc
             name=job.name,
             storage_path=_absolute(job.output),
             failure_config=FailureConfig(max_failures=workers.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="val_f1", checkpoint_score_order="max"),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=best, checkpoint_score_order="max"),
+            callbacks=list(callbacks),
         ),
     )
 
@@ -275,6 +277,7 @@ def _keep(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, metric
         ray.train.report(dict(metrics))
         return {}
     found = {"val_f1": score.value} | {f"val_f1/{c.name}": c.value for c in score.classes if c.truths}
+    found |= {"val_czii": card.validation["czii"]} if "czii" in card.validation else {}
     with tempfile.TemporaryDirectory() as folder:
         state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "epochs": metrics["epoch"]}
         save_checkpoint(folder, card, method.picker(), job=dump_settings(setup.job), state=state)
@@ -311,10 +314,14 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
         return card, None
     candidates: list[Picks] = [picks for share in shares for picks in share]
     truth = [known_picks(row, job) for row in setup.validation]
-    thresholds = choose_thresholds(truth, candidates, particles, objective=job.validation.objective)
+    thresholds = choose_thresholds(truth, candidates, particles, objective=job.validation.objective, regularise=job.validation.regularise)
     values = {name: choice.threshold for name, choice in thresholds.items()}
-    score = f1_score(truth, [apply_thresholds(picks, values) for picks in candidates], particles)
-    notes = {"runs": list(score.runs), "f1": score.as_dict(), "default_thresholds": [n for n, t in thresholds.items() if t.is_default]}
+    picked = [apply_thresholds(picks, values) for picks in candidates]
+    score = f1_score(truth, picked, particles)
+    expected = {name: choice.expected for name, choice in thresholds.items() if choice.expected is not None}
+    default = [name for name, choice in thresholds.items() if choice.is_default]
+    notes: dict[str, Any] = {"runs": list(score.runs), "f1": score.as_dict(), "expected": expected, "default_thresholds": default}
+    notes |= {"czii": czii_score(truth, picked, particles).value} if job.validation.objective == "czii" else {}
     card = card.with_thresholds(values, notes)
     return replace(card, agreement=_agreement(method, card, setup, mine[0])), score
 
@@ -343,9 +350,9 @@ def known_picks(row: CatalogueRow, job: TrainJob) -> Picks:
     return picks[[name in names for name in picks.names.tolist()]]
 
 
-def _keep_best(result: Result, folder: str) -> str:
+def _keep_best(result: Result, folder: str, measure: str) -> str:
     """Copy what is needed to pick from the best checkpoint to a folder with a plain name, and return that."""
-    best = result.get_best_checkpoint("val_f1", "max") or result.checkpoint
+    best = result.get_best_checkpoint(measure, "max") or result.checkpoint
     assert best is not None, "the last epoch always leaves a checkpoint"
     target = storage.join(folder, BEST)
     with best.as_directory() as source, storage.new_folder(target) as new:
