@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 TABLE, DATA, PAGE, SPACE = "sweep.md", "sweep.csv", "sweep.html", "space.toml"
 TRIAL_CPUS = 0.1  # of a trial that only waits for its workers
 QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # which is never silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # else Ctrl-C would end the sweep as if it were done
@@ -319,7 +320,7 @@ def _conclude(planned: Plan, trials: tuple[Trial, ...], ran: int, run: Run) -> S
 def _keep_winner(planned: Plan, winner: Trial, command: str) -> dict[str, str]:
     """Write the job file of the best trial and copy its picker; return what lies where."""
     text = winner_text(planned.job, planned.space, winner, command).encode()
-    files = {"winner": planned.winner, "winner, too": storage.join(planned.folder, f"{planned.space.verb}_{planned.job.name}.toml")}
+    files = {"winner": planned.winner, "copy of it": storage.join(planned.folder, f"{planned.space.verb}_{planned.job.name}.toml")}
     for where in files.values():
         storage.write_bytes(where, text)
     if winner.checkpoint:
