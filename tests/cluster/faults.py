@@ -152,11 +152,16 @@ def kill_driver(job: PickJob, folder: str, file: Path, tables: int = 5) -> None:
 
 def kill_actors(folder: str, at: tuple[int, ...], killed: list[int]) -> None:
     """Kill a predicting actor each time that as many tables are there."""
-    from ray.util.state import list_actors
-
     for count in at:
         while len(committed(folder)) < count:
             time.sleep(0.05)
-        alive = [a.pid for a in list_actors(filters=[("state", "=", "ALIVE")]) if a.pid and "Predict" in a.class_name and a.pid not in killed]
-        os.kill(alive[0], signal.SIGKILL)
-        killed.append(alive[0])
+        victim = next(pid for pid in actors("Predict") if pid not in killed)
+        os.kill(victim, signal.SIGKILL)
+        killed.append(victim)
+
+
+def actors(name: str) -> list[int]:
+    """Return the process ids of this Ray's actors whose class has that name in its own; asked of the system, since a busy Ray answers late."""
+    ours = {child.pid for child in psutil.Process().children(recursive=True)}
+    alive = psutil.process_iter(["cmdline"])  # passes over those that end meanwhile
+    return [process.pid for process in alive if process.pid in ours and name in "".join(process.info["cmdline"] or ())]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import actors
 from mlflow import MlflowClient
 from small_jobs import small_train_job
 
@@ -15,13 +16,6 @@ from tomoray.catalogue import CatalogueRow, read_catalogue
 from tomoray.checkpoint import load_picker, read_card
 from tomoray.cluster.train import _noted, build_method, counts_for, train
 from tomoray.config import ConfigError
-
-
-def alive_workers() -> list[int]:
-    """Return the process ids of the training workers that run now."""
-    from ray.util.state import list_actors
-
-    return [a.pid for a in list_actors(filters=[("class_name", "=", "RayTrainWorker"), ("state", "=", "ALIVE")]) if a.pid]
 
 
 def logged(tracking: str, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -57,8 +51,9 @@ def test_a_killed_worker_costs_no_more_than_the_epochs_since_the_last_checkpoint
     def kill_one() -> None:
         while _noted(folder).get("kept", 0) < 2:
             time.sleep(0.2)
-        killed.append(_noted(folder)["kept"])
-        os.kill(alive_workers()[0], signal.SIGKILL)
+        kept = _noted(folder)["kept"]
+        os.kill(actors("RayTrainWorker")[0], signal.SIGKILL)
+        killed.append(kept)
 
     killer = threading.Thread(target=kill_one, daemon=True)
     killer.start()
