@@ -13,7 +13,9 @@ import pytest
 
 from tomoray import storage
 from tomoray.catalogue import read_catalogue
+from tomoray.config import read_settings
 from tomoray.formats.czii import read_czii_csv
+from tomoray.jobs import ThresholdJob
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,9 +119,11 @@ def test_every_verb_through_ray_job_submit(head: str, catalogue: str, checkpoint
     ]
     data, new = tmp_path / "data", tmp_path / "new.parquet"
     verbs = (
-        f"simulate jobs/simulate.toml --output {data} --tomograms 1 --shape-zyx [48,64,64] --crowding 8",
+        f"simulate jobs/simulate.toml --output {data} --tomograms 2 --shape-zyx [48,64,64] --crowding 8",
         f"index jobs/index.toml --source {data} --output {new} --validation 0 --test 0",
         f"pick jobs/pick.toml --splits [] --catalogue {new} --checkpoint {checkpoint} --output {tmp_path / 'picks'} --views 1",
+        f"tune jobs/tune_thresholds.toml --catalogue {new} --splits '[\"train\"]' --threshold.candidates {tmp_path / 'picks' / 'candidates'} "
+        f"--output {tmp_path / 'sweeps'} --winner {tmp_path / 'best.toml'}",
         f"train jobs/train_supervised_small.toml --dry-run --catalogue {catalogue}",
     )
     script = tmp_path / "verbs.sh"
@@ -127,9 +131,11 @@ def test_every_verb_through_ray_job_submit(head: str, catalogue: str, checkpoint
     result = subprocess.run([*submit, "--", "bash", str(script)], cwd=ROOT, capture_output=True, text=True, timeout=400)
     said = result.stdout + result.stderr
     assert result.returncode == 0, said
-    assert "1 tomograms picked (0 before), 0 failed" in said
+    assert "2 tomograms picked (0 before), 0 failed" in said
+    assert "6 trials run now, 0 of 6 failed" in said
+    assert read_settings(ThresholdJob, tmp_path / "best.toml").objective in {"f1", "czii"}
     assert "would train" in said
-    assert len(read_catalogue(new)) == 1
+    assert len(read_catalogue(new)) == 2
 
     failing = subprocess.run(
         [*submit, "--", "python", "-m", "tomoray", "pick", "--catalogue", "none"], cwd=ROOT, capture_output=True, text=True, timeout=100
