@@ -21,8 +21,9 @@ from tomoray.formats.layouts import Problem
 from tomoray.index import index
 from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
 from tomoray.report import draw_picks, write_report
-from tomoray.scoring import Score, score_picks, score_table
-from tomoray.simulate import Scene, write_dataset
+from tomoray.score_table import score_table
+from tomoray.scoring import Score, score_picks
+from tomoray.simulate import CZII_PER_UM3, Scene, write_dataset
 from tomoray.study import steps_of
 from tomoray.tomogram import Picks
 
@@ -58,6 +59,7 @@ def simulate(job: SimulateJob, dry_run: bool = False) -> int:
     scene = Scene(
         shape_zyx=job.shape_zyx,
         voxel_angstrom=job.voxel_angstrom,
+        per_um3={**CZII_PER_UM3, **job.per_um3},
         crowding=job.crowding,
         noise=Scene.noise if job.noise is None else job.noise,
         domain_shift=job.domain_shift,
@@ -231,13 +233,13 @@ def threshold(job: ThresholdJob, dry_run: bool = False) -> int:
         rows = scored_rows(job.catalogue, job.splits)
         card, expected = choose_on(job, card, folder, rows)
         say(f"thresholds chosen on {len(rows)} tomograms" + (f"; to expect on others: {_spell(expected)}" if expected else ""))
-    thresholds = results.choose(card, job.thresholds)
-    if below := [name for name, value in thresholds.items() if value < about["floor"]]:
+    thresholds = results.choose(card, job.thresholds, job.numbers)
+    if below := [name for name, value in thresholds.items() if value < about["floor"] and name not in job.numbers]:
         say(f"warning: thresholds of {', '.join(below)} lie below {about['floor']:g}, under which `tomoray pick` kept no candidates")
     if dry_run:
         say(f"would apply {_spell(thresholds)} to {len(ids)} tables of {folder}")
         return DONE
-    csv, count = results.write_picks(job.output, folder, ids, thresholds, copick=job.copick)
+    csv, count = results.write_picks(job.output, folder, ids, thresholds, numbers=job.numbers, copick=job.copick)
     say(f"{count} picks of {len(ids)} tomograms, in {time.perf_counter() - began:.1f} s; thresholds: {_spell(thresholds)}")
     say(f"picks: {csv}" + (f" and {storage.join(job.output, 'ExperimentRuns')}" if job.copick else ""))
     return DONE
@@ -249,7 +251,7 @@ def score(job: ScoreJob, dry_run: bool = False) -> int:
     picks = read_czii_csv(job.picks if job.picks.endswith(".csv") else storage.join(job.picks, "picks.csv"))
     if dry_run:
         return DONE
-    scores = score_picks(truth, picks, job.particle_list())
+    scores = score_picks(truth, picks, job.particle_list(), distance_angstrom=job.distance_angstrom)
     table = score_table(scores)
     say(table)
     if job.output:

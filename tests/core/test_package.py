@@ -27,7 +27,7 @@ LAYERS = [
     ["config", "tomogram"],
     [
         *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
-        *("peaks", "risks", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
+        *("peaks", "risks", "score_table", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
     ],
     ["methods"],
     ["training", "picking", "inference", "memory"],

@@ -101,3 +101,20 @@ def test_every_class_needs_a_threshold() -> None:
     assert results.choose(untrained, {"large": 0.5, "small": 0.1}) == {"small": 0.1, "large": 0.5}
     with pytest.raises(ConfigError, match="none for small on the checkpoint's card; every class needs one"):
         results.choose(untrained, {"large": 0.5})
+
+
+def test_so_many_as_are_asked_for(tables: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Planted: the N first instead of the N best; N in all tomograms together; a class without a number picked without a threshold."""
+    job = ThresholdJob(candidates=str(tables.parent), output=str(tmp_path / "out"), numbers={"small": 2})
+    commands.threshold(job)
+    assert counts(tmp_path / "out" / "picks.csv") == {f"TS_{i}": (2, 3) for i in range(3)}
+    (picks, *_) = read_czii_csv(str(tmp_path / "out" / "picks.csv"))
+    assert picks.of("small").positions_zyx[:, 0].tolist() == [6.0, 8.0], "candidates 6 and 8 score highest"
+    assert not caplog.messages
+    commands.threshold(job.model_copy(update={"numbers": {"small": 2, "large": 9}}))
+    assert counts(tmp_path / "out" / "picks.csv") == {f"TS_{i}": (2, 5) for i in range(3)}
+    assert caplog.messages[0].startswith("id-0: 5 candidates of large, fewer than 9; pick again with a lower floor")
+    with pytest.raises(ConfigError, match="small: both a threshold and a number are given; picks are chosen by one of them: remove the other"):
+        results.choose(CARD, {"small": 0.5}, {"small": 3})
+    with pytest.raises(ConfigError, match="numbers: smal is no class of the checkpoint; its classes are small, large"):
+        results.choose(CARD, {}, {"smal": 3})

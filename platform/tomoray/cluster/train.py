@@ -25,7 +25,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tomoray import methods, storage
-from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks
+from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks, with_clicks
 from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, load_picker, read_card, save_checkpoint
 from tomoray.cluster.data import CropSource, Shard, batch_size, crop_stream
 from tomoray.cluster.session import session, threads_per_worker
@@ -102,14 +102,14 @@ def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserC
 
 
 def training_rows(job: TrainJob) -> tuple[dict[str, tuple[CatalogueRow, ...]], tuple[CatalogueRow, ...]]:
-    """Return the rows of each stream that the method needs, and those to validate on.
+    """Return the rows of each stream that the method needs, and those to validate on, showing as many picks as the job says were clicked.
 
     Raises
     ------
     ConfigError
         If one of them is empty, a named run is not there, or the picks name none of the job's classes.
     """
-    rows = read_catalogue(job.catalogue)
+    rows = [with_clicks(row, job.clicks, job.seed) for row in read_catalogue(job.catalogue)]
     training, validation = ([r for r in rows if r.split == split and r.is_labelled] for split in ("train", "validation"))
     labelled = _that_show_labels(training, job)
     if not labelled or not validation:
@@ -314,7 +314,8 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
         return card, None
     candidates: list[Picks] = [picks for share in shares for picks in share]
     truth = [known_picks(row, job) for row in setup.validation]
-    thresholds = choose_thresholds(truth, candidates, particles, objective=job.validation.objective, regularise=job.validation.regularise)
+    options: dict[str, Any] = {"objective": job.validation.objective, "regularise": job.validation.regularise}
+    thresholds = choose_thresholds(truth, candidates, particles, expected=job.expected_particles(), **options)
     values = {name: choice.threshold for name, choice in thresholds.items()}
     picked = [apply_thresholds(picks, values) for picks in candidates]
     score = f1_score(truth, picked, particles)
