@@ -141,6 +141,8 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
     f1 = trained.card.validation["f1"]
     say(f"picker: {trained.checkpoint}")
     say(f"F1 at half the radius on {len(f1['runs'])} validation tomograms: {f1['value']:.3f}; thresholds: {_spell(trained.card.thresholds)}")
+    if "soft_f1" in trained.card.validation:
+        say(f"soft F1, by which the best of its checkpoints was told: {trained.card.validation['soft_f1']:.3f}")
     if expected := trained.card.validation.get("expected"):
         say(f"{OBJECTIVES[job.validation.objective]} to expect on other tomograms: {_spell(expected)}")
     say(f"MLflow: {trained.run}")

@@ -93,9 +93,12 @@ class IndexJob(Job):
 
 
 class OptimizerSettings(Settings):
-    """Adam, with a cosine to zero."""
+    """Adam, and how its rate falls."""
 
     learning_rate: PositiveFloat = Field(1e-3, description="at the start")
+    schedule: Literal["cosine", "plateau"] = Field(
+        "cosine", description="to zero along a cosine, or halved after five validations without a better one (TomoPicker)"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
 
 
@@ -128,6 +131,9 @@ class ValidationSettings(Settings):
     every_epochs: PositiveInt = Field(5, description="epochs between validations; the last epoch is always validated")
     objective: Objective = Field("f1", description="what thresholds maximise: one-to-one F1 at half the radius, or the F4 of CZII")
     regularise: Regularise = Field("none", description="how thresholds are kept from fitting these tomograms; if so, what to expect is estimated too")
+    best_by: Literal["objective", "soft_f1"] = Field(
+        "objective", description="tells the best checkpoint: the objective of its picks, or how well scores fit what is marked, be it little"
+    )
     expected_particles: dict[str, PositiveFloat] | None = Field(
         None,
         description="class -> roughly how many lie in one tomogram, where only some are marked: thresholds reckon with it; else as the method says",

@@ -20,7 +20,7 @@ TrialJob = TrainJob | PickJob | ThresholdJob
 
 FILLED_IN = {"train": ("catalogue", "output", "name"), "pick": ("catalogue",), "threshold": ("catalogue", "splits")}  # by the sweep
 COMPARABLE = {  # what must be the same for all trials, or has nothing to do with how good they are
-    "train": ("seed", "particles", "labelled_runs", "epochs", "steps_per_epoch", "validation", "workers"),
+    "train": ("seed", "particles", "labelled_runs", "clicks", "epochs", "steps_per_epoch", "validation", "workers"),
     "pick": ("output", "splits", "thresholds", "actors", "gpus_per_actor", "readers", "permissive"),
     "threshold": ("output", "thresholds", "copick"),
 }
@@ -136,6 +136,8 @@ def _check(job: TuneJob, space: SpaceSettings) -> None:
     defaults = JOBS[verb]()
     if told := [key for key in FILLED_IN[verb] if getattr(getattr(job, verb), key) != getattr(defaults, key)]:
         raise ConfigError(f"sweep {job.name}: {verb}.{told[0]} is filled in by the sweep; it must not be given: set the sweep's own key instead")
+    if job.train.validation.best_by != "objective":
+        raise ConfigError(f"sweep {job.name}: train.validation.best_by = 'soft_f1', but trials are compared by {job.metric} of picks; leave it out")
     if job.register_as and verb != "train":
         raise ConfigError(f"register_as is {job.register_as!r}, but a trial of this space {TRIALS[verb]}; only trainings make a picker: leave it out")
     trials_of(job, space)

@@ -24,7 +24,7 @@ from tomoray.catalogue import CatalogueRow, read_catalogue
 from tomoray.checkpoint import JOB, load_picker
 from tomoray.cluster.session import on_cluster, session, threads_per_worker
 from tomoray.cluster.tracking import FAILED, Run, start_run
-from tomoray.cluster.train import BEST, Trained, find_candidates, known_picks, train, training_rows
+from tomoray.cluster.train import BEST, Trained, train, training_rows
 from tomoray.comparison import study_csv, study_metrics, study_table
 from tomoray.config import ConfigError, dump_settings
 from tomoray.inference import for_inference
@@ -32,6 +32,7 @@ from tomoray.jobs import StudyJob, WorkerSettings
 from tomoray.scoring import precision_at_n, score_picks
 from tomoray.study import Result, Trial, expand
 from tomoray.thresholds import apply_thresholds
+from tomoray.validation import find_candidates, known_picks
 
 log = logging.getLogger(__name__)
 
