@@ -154,7 +154,7 @@ def read_row_picks(row: CatalogueRow) -> Picks:
     """
     if not row.is_labelled:
         raise FormatError(f"{row.tomogram_id}: no picks are known for it; picks can be read of labelled rows only: index it again with picks")
-    picks = read_picks(row.picks_uri, row.run)
+    picks = read_picks(row.picks_uri, row.run, shape_zyx=row.shape_zyx, voxel_angstrom=row.voxel_angstrom)
     no_values = np.broadcast_to(np.zeros((), dtype=np.int8), row.shape_zyx)  # a shape that takes no memory
     check_picks_fit(picks, Tomogram(row.run, no_values, (row.voxel_angstrom,) * 3, uri=row.uri))
     return draw_clicks(picks, row.clicks, row.click_seed) if row.clicks else picks

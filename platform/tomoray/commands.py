@@ -16,6 +16,7 @@ from tomoray import storage
 from tomoray.catalogue import CatalogueRow, assign_splits, read_catalogue, read_row_picks, write_catalogue
 from tomoray.config import ConfigError, Settings, dump_settings
 from tomoray.formats import open_tomogram
+from tomoray.formats.clicks import Told
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
@@ -95,6 +96,7 @@ def make_index(job: IndexJob, dry_run: bool = False) -> int:
             job.source,
             picks=job.picks,
             kinds=job.kinds,
+            told=Told(job.picks_unit, job.picks_particle),
             particles=job.particles,
             contrast=job.contrast,
             voxel_angstrom=job.voxel_angstrom,
@@ -215,7 +217,7 @@ def pick(job: PickJob, dry_run: bool = False) -> int:
     say(f"{len(picked.picked)} tomograms picked ({picked.skipped} before), {len(picked.failures)} failed, in {picked.wall_s:.0f} s")
     for failure in picked.failures:
         say(f"failed: {failure.tomogram_id}: {failure.reason}")
-    say(f"picks:      {picked.picks_csv} and {storage.join(job.output, 'ExperimentRuns')}")
+    say(f"picks:      {picked.picks_csv}, {storage.join(job.output, 'ExperimentRuns')} and {storage.join(job.output, 'star')}")
     say(f"candidates: {picked.candidates}")
     say(f"failures:   {storage.join(job.output, 'failures.parquet')}")
     say(f"MLflow:     {picked.run}")
@@ -241,9 +243,10 @@ def threshold(job: ThresholdJob, dry_run: bool = False) -> int:
     if dry_run:
         say(f"would apply {_spell(thresholds)} to {len(ids)} tables of {folder}")
         return DONE
-    csv, count = results.write_picks(job.output, folder, ids, thresholds, numbers=job.numbers, copick=job.copick)
+    csv, count = results.write_picks(job.output, folder, ids, thresholds, numbers=job.numbers, outputs=results.Outputs(job.copick, job.star))
     say(f"{count} picks of {len(ids)} tomograms, in {time.perf_counter() - began:.1f} s; thresholds: {_spell(thresholds)}")
-    say(f"picks: {csv}" + (f" and {storage.join(job.output, 'ExperimentRuns')}" if job.copick else ""))
+    written = [storage.join(job.output, name) for name, wanted in (("ExperimentRuns", job.copick), ("star", job.star)) if wanted]
+    say(f"picks: {', '.join([csv, *written])}")
     return DONE
 
 

@@ -81,7 +81,11 @@ class IndexJob(Job):
 
     source: str = Field("data/simulated", description="folder, bucket prefix, CZII root, copick project or Data Portal prefix")
     output: str = Field("data/catalogue.parquet", description="catalogue to write")
-    picks: str = Field("", description="picks of a plain folder (a CSV, or a folder of copick files); of a copick project: user_session")
+    picks: str = Field("", description="picks of a plain folder (a CSV or STAR file, or a folder of files); of a copick project: user_session")
+    picks_unit: Literal["voxel", "angstrom"] | PositiveFloat | None = Field(
+        None, description="of positions in plain CSV and STAR files: voxel, angstrom, or the size in angstrom of the pixels that they count"
+    )
+    picks_particle: str = Field("", description="class of the picks of such files where they name none")
     kinds: tuple[str, ...] = Field((), description="which reconstructions, as denoised or 10.012-*, where runs have several; all by default")
     particles: tuple[str, ...] = Field((), description="class names that picks may have; any by default")
     voxel_angstrom: PositiveFloat | None = Field(None, description="voxel size where files do not say; a contradiction is an error")
@@ -284,6 +288,7 @@ class ThresholdJob(WithCheckpoint):
     objective: Objective = Field("f1", description="what thresholds maximise there: one-to-one F1 at half the radius, or the F4 of CZII")
     regularise: Regularise = Field("none", description="how they are kept from fitting these very tomograms")
     copick: bool = Field(True, description="write copick files beside the CSV")
+    star: bool = Field(True, description="write RELION 5 STAR files with scores beside the CSV, one per class")
 
 
 class TuneJob(Job):
