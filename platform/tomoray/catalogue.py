@@ -52,6 +52,8 @@ class CatalogueRow:
         What `read_row_picks` reads; empty where there are no picks.
     particles
         Number of picks per class.
+    clicks, click_seed
+        As if only so many picks of each class had been clicked, drawn by the seed; 0: all are known. A wish of a job, which no file keeps.
     """
 
     tomogram_id: str
@@ -69,6 +71,8 @@ class CatalogueRow:
     split: str = ""
     picks_uri: str = ""
     particles: Mapping[str, int] = field(default_factory=dict)
+    clicks: int = 0
+    click_seed: int = 0
 
     def __post_init__(self) -> None:
         for what, value, allowed in (("split", self.split, SPLITS), ("contrast", self.contrast, get_args(Contrast))):
@@ -133,6 +137,7 @@ def write_catalogue(uri: storage.Uri, rows: Sequence[CatalogueRow]) -> None:
 
     _check(rows, str(uri))
     schema = _schema()
+    assert not any(row.clicks for row in rows), "its picks would be counted wrongly"
     columns: list[dict[str, Any]] = [{**vars(row), "particles": list(row.particles.items())} for row in rows]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(columns, schema=schema), sink)
@@ -140,7 +145,7 @@ def write_catalogue(uri: storage.Uri, rows: Sequence[CatalogueRow]) -> None:
 
 
 def read_row_picks(row: CatalogueRow) -> Picks:
-    """Return the picks of a row's tomogram, checked against its run, shape and voxel size.
+    """Return the picks of a row's tomogram, of each class as many as were clicked, checked against its run, shape and voxel size.
 
     Raises
     ------
@@ -149,10 +154,30 @@ def read_row_picks(row: CatalogueRow) -> Picks:
     """
     if not row.is_labelled:
         raise FormatError(f"{row.tomogram_id}: no picks are known for it; picks can be read of labelled rows only: index it again with picks")
-    picks = read_picks(row.picks_uri, row.run)
+    picks = read_picks(row.picks_uri, row.run, shape_zyx=row.shape_zyx, voxel_angstrom=row.voxel_angstrom)
     no_values = np.broadcast_to(np.zeros((), dtype=np.int8), row.shape_zyx)  # a shape that takes no memory
     check_picks_fit(picks, Tomogram(row.run, no_values, (row.voxel_angstrom,) * 3, uri=row.uri))
-    return picks
+    return draw_clicks(picks, row.clicks, row.click_seed) if row.clicks else picks
+
+
+def with_clicks(row: CatalogueRow, clicks: int, seed: int) -> CatalogueRow:
+    """Return a labelled row of which `read_row_picks` shows no more than so many picks of each class; 0: all."""
+    if not clicks:
+        return row
+    return replace(row, clicks=clicks, click_seed=seed, particles={name: min(number, clicks) for name, number in row.particles.items()})
+
+
+def draw_clicks(picks: Picks, number: int, seed: int) -> Picks:
+    """Return `number` picks of each class, or all where there are fewer, in their order.
+
+    Which these are depends on the seed, the run and the class only, and fewer clicks are some of the more.
+    """
+    keep = np.zeros(len(picks), dtype=np.bool_)
+    for name in np.unique(picks.names).tolist():
+        digest = hashlib.sha256(f"{seed}:{picks.run}:{name}".encode()).digest()
+        members = np.flatnonzero(picks.names == name)
+        keep[np.random.default_rng(list(digest)).permutation(members)[:number]] = True
+    return picks[keep]
 
 
 def assign_splits(

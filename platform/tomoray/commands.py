@@ -16,13 +16,15 @@ from tomoray import storage
 from tomoray.catalogue import CatalogueRow, assign_splits, read_catalogue, read_row_picks, write_catalogue
 from tomoray.config import ConfigError, Settings, dump_settings
 from tomoray.formats import open_tomogram
+from tomoray.formats.clicks import Told
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
 from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
 from tomoray.report import draw_picks, write_report
-from tomoray.scoring import Score, score_picks, score_table
-from tomoray.simulate import Scene, write_dataset
+from tomoray.score_table import score_table
+from tomoray.scoring import Score, score_picks
+from tomoray.simulate import CZII_PER_UM3, Scene, write_dataset
 from tomoray.study import steps_of
 from tomoray.tomogram import Picks
 
@@ -58,6 +60,7 @@ def simulate(job: SimulateJob, dry_run: bool = False) -> int:
     scene = Scene(
         shape_zyx=job.shape_zyx,
         voxel_angstrom=job.voxel_angstrom,
+        per_um3={**CZII_PER_UM3, **job.per_um3},
         crowding=job.crowding,
         noise=Scene.noise if job.noise is None else job.noise,
         domain_shift=job.domain_shift,
@@ -93,6 +96,7 @@ def make_index(job: IndexJob, dry_run: bool = False) -> int:
             job.source,
             picks=job.picks,
             kinds=job.kinds,
+            told=Told(job.picks_unit, job.picks_particle),
             particles=job.particles,
             contrast=job.contrast,
             voxel_angstrom=job.voxel_angstrom,
@@ -139,6 +143,8 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
     f1 = trained.card.validation["f1"]
     say(f"picker: {trained.checkpoint}")
     say(f"F1 at half the radius on {len(f1['runs'])} validation tomograms: {f1['value']:.3f}; thresholds: {_spell(trained.card.thresholds)}")
+    if "soft_f1" in trained.card.validation:
+        say(f"soft F1, by which the best of its checkpoints was told: {trained.card.validation['soft_f1']:.3f}")
     if expected := trained.card.validation.get("expected"):
         say(f"{OBJECTIVES[job.validation.objective]} to expect on other tomograms: {_spell(expected)}")
     say(f"MLflow: {trained.run}")
@@ -211,7 +217,7 @@ def pick(job: PickJob, dry_run: bool = False) -> int:
     say(f"{len(picked.picked)} tomograms picked ({picked.skipped} before), {len(picked.failures)} failed, in {picked.wall_s:.0f} s")
     for failure in picked.failures:
         say(f"failed: {failure.tomogram_id}: {failure.reason}")
-    say(f"picks:      {picked.picks_csv} and {storage.join(job.output, 'ExperimentRuns')}")
+    say(f"picks:      {picked.picks_csv}, {storage.join(job.output, 'ExperimentRuns')} and {storage.join(job.output, 'star')}")
     say(f"candidates: {picked.candidates}")
     say(f"failures:   {storage.join(job.output, 'failures.parquet')}")
     say(f"MLflow:     {picked.run}")
@@ -231,15 +237,16 @@ def threshold(job: ThresholdJob, dry_run: bool = False) -> int:
         rows = scored_rows(job.catalogue, job.splits)
         card, expected = choose_on(job, card, folder, rows)
         say(f"thresholds chosen on {len(rows)} tomograms" + (f"; to expect on others: {_spell(expected)}" if expected else ""))
-    thresholds = results.choose(card, job.thresholds)
-    if below := [name for name, value in thresholds.items() if value < about["floor"]]:
+    thresholds = results.choose(card, job.thresholds, job.numbers)
+    if below := [name for name, value in thresholds.items() if value < about["floor"] and name not in job.numbers]:
         say(f"warning: thresholds of {', '.join(below)} lie below {about['floor']:g}, under which `tomoray pick` kept no candidates")
     if dry_run:
         say(f"would apply {_spell(thresholds)} to {len(ids)} tables of {folder}")
         return DONE
-    csv, count = results.write_picks(job.output, folder, ids, thresholds, copick=job.copick)
+    csv, count = results.write_picks(job.output, folder, ids, thresholds, numbers=job.numbers, outputs=results.Outputs(job.copick, job.star))
     say(f"{count} picks of {len(ids)} tomograms, in {time.perf_counter() - began:.1f} s; thresholds: {_spell(thresholds)}")
-    say(f"picks: {csv}" + (f" and {storage.join(job.output, 'ExperimentRuns')}" if job.copick else ""))
+    written = [storage.join(job.output, name) for name, wanted in (("ExperimentRuns", job.copick), ("star", job.star)) if wanted]
+    say(f"picks: {', '.join([csv, *written])}")
     return DONE
 
 
@@ -249,7 +256,7 @@ def score(job: ScoreJob, dry_run: bool = False) -> int:
     picks = read_czii_csv(job.picks if job.picks.endswith(".csv") else storage.join(job.picks, "picks.csv"))
     if dry_run:
         return DONE
-    scores = score_picks(truth, picks, job.particle_list())
+    scores = score_picks(truth, picks, job.particle_list(), distance_angstrom=job.distance_angstrom)
     table = score_table(scores)
     say(table)
     if job.output:

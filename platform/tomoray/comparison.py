@@ -131,7 +131,12 @@ def _summary(job: StudyJob, trials: Sequence[Trial], results: Sequence[Result]) 
         )
     if "validation" in job.splits:
         lines.append("Scores on validation tomograms are too good: thresholds were chosen on them.")
-    lines.append("The same tomograms show their labels for every seed: the spread is of weights, crops and augmentation, not of that choice.")
+    clicks = sorted({trial.job.clicks for trial in trials} - {0})
+    if clicks:
+        shown = " or ".join([*map(str, clicks), *(["all"] if any(trial.job.clicks == 0 for trial in trials) else [])])
+        lines.append(f"Of each class {shown} particles show in a tomogram to train or to validate on, drawn by seed.")
+    drawn = f"weights, {'clicks, ' if clicks else ''}crops and augmentation"
+    lines.append(f"The same tomograms show their labels for every seed: the spread is of {drawn}, not of that choice.")
     if len(steps := sorted({trial.steps for trial in trials})) > 1:
         lines.append(f"Arms differ in optimiser steps (from {steps[0]:,} to {steps[-1]:,}): compare those with as many.")
     return " ".join(lines)

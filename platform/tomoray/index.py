@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from tomoray import storage
 from tomoray.catalogue import CatalogueRow
 from tomoray.formats import open_tomogram
+from tomoray.formats.clicks import Told
 from tomoray.formats.layouts import Found, Problem, find_tomograms, read_picks
 from tomoray.tomogram import Box, Contrast, FormatError, Picks, Tomogram, check_picks_fit
 
@@ -64,6 +65,7 @@ def index(
     *,
     picks: str = "",
     kinds: Sequence[str] = (),
+    told: Told = Told(),
     particles: Sequence[str] = (),
     contrast: Contrast | None = None,
     voxel_angstrom: float | None = None,
@@ -77,7 +79,7 @@ def index(
 
     Parameters
     ----------
-    source, picks, kinds
+    source, picks, kinds, told
         As for `formats.layouts.find_tomograms`.
     particles
         Names that picks may have; any by default.
@@ -90,7 +92,7 @@ def index(
     progress
         Called with the number of tomograms done and of all.
     """
-    found, problems = find_tomograms(source, picks=picks, kinds=kinds)
+    found, problems = find_tomograms(source, picks=picks, kinds=kinds, told=told)
     look = partial(_examine, particles=frozenset(particles), contrast=contrast, voxel_angstrom=voxel_angstrom, permissive=permissive)
     rows = []
     # Warnings are global to the process: they are caught once around all threads, and go to the tomogram that they name.
@@ -168,7 +170,7 @@ def _examine(
 def _read_fitting_picks(found: Found, tomogram: Tomogram, particles: frozenset[str]) -> Picks | None:
     if not found.picks_uri:
         return None
-    picks = read_picks(found.picks_uri, found.run)
+    picks = read_picks(found.picks_uri, found.run, shape_zyx=tomogram.shape, voxel_angstrom=tomogram.voxel_size_angstrom)
     check_picks_fit(picks, tomogram)
     unknown = sorted(set(picks.names.tolist()) - particles) if particles else []
     if unknown:

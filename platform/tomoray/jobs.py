@@ -68,6 +68,7 @@ class SimulateJob(Job):
     crowding: PositiveFloat = Field(1.0, description="particle concentration relative to the CZII tomograms")
     noise: Annotated[float, Field(ge=0)] | None = Field(None, description="noise relative to a particle's density; by default like denoised CZII")
     domain_shift: Fraction = Field(0.0, description="0 to 1: how far noise, wedge, defocus and blur move away")
+    per_um3: dict[str, Annotated[float, Field(ge=0)]] = Field({}, description="class -> particles per cubic micrometre instead of CZII's; 0: none")
     contrast: Contrast = Field("dark", description="particles dark, as in CZII, or bright")
     maps: dict[str, str] = Field({}, description="class -> MRC map to place; built-in shapes where none is given")
     formats: tuple[Literal["zarr", "mrc"], ...] = Field(("zarr",), min_length=1, description="files to write per tomogram")
@@ -80,7 +81,11 @@ class IndexJob(Job):
 
     source: str = Field("data/simulated", description="folder, bucket prefix, CZII root, copick project or Data Portal prefix")
     output: str = Field("data/catalogue.parquet", description="catalogue to write")
-    picks: str = Field("", description="picks of a plain folder (a CSV, or a folder of copick files); of a copick project: user_session")
+    picks: str = Field("", description="picks of a plain folder (a CSV or STAR file, or a folder of files); of a copick project: user_session")
+    picks_unit: Literal["voxel", "angstrom"] | PositiveFloat | None = Field(
+        None, description="of positions in plain CSV and STAR files: voxel, angstrom, or the size in angstrom of the pixels that they count"
+    )
+    picks_particle: str = Field("", description="class of the picks of such files where they name none")
     kinds: tuple[str, ...] = Field((), description="which reconstructions, as denoised or 10.012-*, where runs have several; all by default")
     particles: tuple[str, ...] = Field((), description="class names that picks may have; any by default")
     voxel_angstrom: PositiveFloat | None = Field(None, description="voxel size where files do not say; a contradiction is an error")
@@ -92,9 +97,12 @@ class IndexJob(Job):
 
 
 class OptimizerSettings(Settings):
-    """Adam, with a cosine to zero."""
+    """Adam, and how its rate falls."""
 
     learning_rate: PositiveFloat = Field(1e-3, description="at the start")
+    schedule: Literal["cosine", "plateau"] = Field(
+        "cosine", description="to zero along a cosine, or halved after five validations without a better one (TomoPicker)"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decoupled weight decay")
 
 
@@ -127,6 +135,13 @@ class ValidationSettings(Settings):
     every_epochs: PositiveInt = Field(5, description="epochs between validations; the last epoch is always validated")
     objective: Objective = Field("f1", description="what thresholds maximise: one-to-one F1 at half the radius, or the F4 of CZII")
     regularise: Regularise = Field("none", description="how thresholds are kept from fitting these tomograms; if so, what to expect is estimated too")
+    best_by: Literal["objective", "soft_f1"] = Field(
+        "objective", description="tells the best checkpoint: the objective of its picks, or how well scores fit what is marked, be it little"
+    )
+    expected_particles: dict[str, PositiveFloat] | None = Field(
+        None,
+        description="class -> roughly how many lie in one tomogram, where only some are marked: thresholds reckon with it; else as the method says",
+    )
     tile_vox: TileSize = Field(0, description="edge of cubic tiles for prediction; 0: as few tiles as ten million voxels each allow")
 
 
@@ -139,6 +154,9 @@ class TrainJob(WithParticles):
     labelled_runs: Annotated[int, Field(ge=0)] | tuple[str, ...] = Field(
         0, description="how many runs of split train, or which, may show their labels; the others count as unlabelled; 0: all show them"
     )
+    clicks: Annotated[int, Field(ge=0)] = Field(
+        0, description="as if so many particles of each class had been clicked in each tomogram of splits train and validation; 0: all are shown"
+    )
     start_from: str = Field("", description="checkpoint folder to take weights (and thresholds) from, such as that of a burn-in")
     voxel_angstrom: PositiveFloat = Field(10.012, description="voxel size to work at; other tomograms are resampled")
     contrast: Contrast = Field("dark", description="contrast to work at; other tomograms are inverted")
@@ -146,7 +164,7 @@ class TrainJob(WithParticles):
     epochs: PositiveInt = Field(50, description="epochs")
     steps_per_epoch: PositiveInt = Field(100, description="optimiser steps per epoch")
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")
-    seed: int = Field(0, description="of weights, crops and augmentation")
+    seed: int = Field(0, description="of weights, crops, augmentation and clicks")
     method: MethodSettings = Field(SupervisedSettings(), description="how to learn")
     network: NetworkSettings = Field(AsymmetricUNetSettings(), description="what learns")
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -172,6 +190,11 @@ class TrainJob(WithParticles):
     @classmethod
     def _asymmetric_unet_where_not_named(cls, network: Any) -> Any:
         return {"name": "asymmetric_unet", **network} if isinstance(network, dict) else network
+
+    def expected_particles(self) -> dict[str, float]:
+        """Return class -> roughly how many lie in one tomogram, of those classes of which only some are marked."""
+        method = getattr(self.method, "supervised", self.method)
+        return dict(self.validation.expected_particles or getattr(method, "expected_particles", None) or {})
 
 
 class ArmSettings(Settings):
@@ -224,6 +247,7 @@ class WithCheckpoint(Job):
         "", description="checkpoint folder, as `tomoray train` prints it; a list of them picks with the mean of their scores"
     )
     thresholds: dict[str, Fraction] = Field({}, description="class -> threshold instead of the card's; of several cards their mean counts")
+    numbers: dict[str, PositiveInt] = Field({}, description="class -> how many to pick in each tomogram, the best ones, instead of by a threshold")
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -264,6 +288,7 @@ class ThresholdJob(WithCheckpoint):
     objective: Objective = Field("f1", description="what thresholds maximise there: one-to-one F1 at half the radius, or the F4 of CZII")
     regularise: Regularise = Field("none", description="how they are kept from fitting these very tomograms")
     copick: bool = Field(True, description="write copick files beside the CSV")
+    star: bool = Field(True, description="write RELION 5 STAR files with scores beside the CSV, one per class")
 
 
 class TuneJob(Job):
@@ -306,6 +331,9 @@ class ScoreJob(WithParticles):
     truth: str = Field("", description="CSV of truth, instead of the catalogue's picks files")
     output: str = Field("", description="folder for score.json and score.md; empty: print only")
     splits: tuple[str, ...] = Field((), description="only runs of these splits; all labelled runs by default")
+    distance_angstrom: PositiveFloat | None = Field(
+        None, description="also F1 within this distance, one-to-one and many-to-many as in TomoPicker's paper"
+    )
 
 
 class DemoJob(Settings):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tomoray.tomogram import Particle, Picks
+
 
 def draw_corners(
     rng: np.random.Generator,
@@ -67,6 +69,14 @@ def cut(volume: NDArray[np.float32], corner: Sequence[int], patch_vox: int) -> N
     padded = np.zeros((patch_vox,) * 3, dtype=volume.dtype)
     padded[: piece.shape[0], : piece.shape[1], : piece.shape[2]] = piece
     return padded
+
+
+def particle_points(picks: Picks, particles: Sequence[Particle], voxel_angstrom: tuple[float, float, float]) -> NDArray[np.float64]:
+    """Return picks as `(n, 4)`: class number, then z, y, x in voxels. Classes that are not asked for are left out."""
+    names = [p.name for p in particles]
+    known = picks[np.isin(picks.names, names)]
+    labels = np.array([names.index(name) for name in known.names], dtype=np.float64)
+    return np.column_stack([labels, known.positions_zyx / np.asarray(voxel_angstrom)])
 
 
 def points_near(points: NDArray[np.float64], corner: NDArray[np.int64], patch_vox: int, halo_vox: float) -> NDArray[np.float64]:

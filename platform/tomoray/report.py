@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tomoray import storage
-from tomoray.scoring import Score, score_note, score_rows
+from tomoray.score_table import score_note, score_rows
+from tomoray.scoring import Score
 from tomoray.tomogram import CZII_PARTICLES, Particle, Picks, Tomogram
 
 COLOURS = ("#4cc9f0", "#c77dff", "#ffd60a", "#ff4d4d", "#52e06a", "#ff9f1c", "#ff8fd0", "#a0e8d5")  # bright: they lie on grey

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -141,10 +141,11 @@ def f1_score(
     particles: Sequence[Particle] = CZII_PARTICLES,
     *,
     radius_fraction: float = 0.5,
+    distance_angstrom: float | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Score:
-    """Return F1 with one-to-one matching within `radius_fraction` radii, inclusive.
+    """Return F1 with one-to-one matching within `radius_fraction` radii, or within a distance where one is given, inclusive.
 
     Of all pairings the one with most pairs counts, and of these the one with the smallest sum of distances. The headline is the
     unweighted mean over classes that have truth and a positive `metric_weight`: with the CZII classes it leaves out beta-amylase,
@@ -161,26 +162,94 @@ def f1_score(
     for row, (true, picked) in enumerate(pairs):
         for column, p in enumerate(particles):
             t, c = true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
-            i, j = match_one_to_one(t, c, radius_fraction * p.radius_angstrom)
+            i, j = match_one_to_one(t, c, distance_angstrom or radius_fraction * p.radius_angstrom)
             counts.tp[row, column] = len(i)
             residuals[column].append(c[j] - t[i])
     means = [_mean_position(np.concatenate(parts)) for parts in residuals]
-    weights = np.array([float(p.metric_weight > 0) for p in particles])
-    return _score(counts, particles, weights, beta=1.0, draws=_draws(len(pairs), resamples, seed), residuals=means)
+    return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed), residuals=means)
 
 
-def score_picks(truth: Sequence[Picks], picks: Sequence[Picks], particles: Sequence[Particle] = CZII_PARTICLES) -> dict[str, Score]:
-    """Return the three scores that a report shows: F1 at 0.5 and 0.75 radii, one-to-one, and the CZII metric.
+def f1_many_to_many(
+    truth: Sequence[Picks],
+    picks: Sequence[Picks],
+    particles: Sequence[Particle] = CZII_PARTICLES,
+    *,
+    distance_angstrom: float,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """Return F1 as TomoPicker's tables count (bioRxiv 2024.11.04.620735): each particle and each pick looks for a partner of its own.
+
+    A particle is found when any pick lies within the distance, inclusive, and a pick is false when no particle does. One pick can find two
+    particles, and then there are more found and false ones than picks, as in those tables; `czii_score` calls picks beyond the found ones
+    false. Headline as of `f1_score`.
 
     Raises
     ------
     ValueError
         As `pair_runs`.
     """
-    return {
+    pairs = pair_runs(truth, picks, particles)
+    counts = _Counts.of(pairs, particles)
+    for row, (true, picked) in enumerate(pairs):
+        for column, p in enumerate(particles):
+            t, c = true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
+            counts.tp[row, column] = _found(t, c, distance_angstrom)
+            counts.picks[row, column] = counts.tp[row, column] + len(c) - _found(c, t, distance_angstrom)
+    return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed))
+
+
+def precision_at_n(
+    truth: Sequence[Picks],
+    candidates: Sequence[Picks],
+    particles: Sequence[Particle] = CZII_PARTICLES,
+    *,
+    radius_fraction: float = 0.5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Score:
+    """Return the share that is right of the N best candidates of each class in each tomogram, where N is how many particles there are.
+
+    No threshold is needed, and precision, recall and F1 are the same number; what is missing to N counts as wrong. TomoPicker's tables
+    are of this kind, their N being near the number of particles. Matching and headline as of `f1_score`.
+
+    Raises
+    ------
+    ValueError
+        As `pair_runs`.
+    """
+    pairs = pair_runs(truth, candidates, particles)
+    counts = _Counts.of(pairs, particles)
+    for row, (true, found) in enumerate(pairs):
+        best = found.highest({p.name: len(true.of(p.name)) for p in particles})
+        for column, p in enumerate(particles):
+            t, c = true.of(p.name).positions_zyx, best.of(p.name).positions_zyx
+            counts.tp[row, column] = len(match_one_to_one(t, c, radius_fraction * p.radius_angstrom)[0])
+    counts = replace(counts, picks=counts.truths)
+    return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed))
+
+
+def score_picks(
+    truth: Sequence[Picks], picks: Sequence[Picks], particles: Sequence[Particle] = CZII_PARTICLES, *, distance_angstrom: float | None = None
+) -> dict[str, Score]:
+    """Return the scores that a report shows: F1 at 0.5 and 0.75 radii, one-to-one, and the CZII metric; with a distance also F1 within it.
+
+    Raises
+    ------
+    ValueError
+        As `pair_runs`.
+    """
+    scores = {
         "F1@0.5r": f1_score(truth, picks, particles, radius_fraction=0.5),
         "F1@0.75r": f1_score(truth, picks, particles, radius_fraction=0.75),
         "F4 (CZII)": czii_score(truth, picks, particles),
+    }
+    if distance_angstrom is None:
+        return scores
+    within = {"distance_angstrom": distance_angstrom}
+    return scores | {
+        f"F1@{distance_angstrom:g}A": f1_score(truth, picks, particles, **within),
+        f"F1@{distance_angstrom:g}A many-to-many": f1_many_to_many(truth, picks, particles, **within),
     }
 
 
@@ -239,39 +308,6 @@ def pair_runs(truth: Sequence[Picks], picks: Sequence[Picks], particles: Sequenc
     return pairs
 
 
-def score_rows(scores: Mapping[str, Score]) -> list[dict[str, str]]:
-    """Return the lines of the table of scores as text cells: one per class, the last for the headline.
-
-    Numbers of picks, precision and recall are those of the first score, which also shows its intervals.
-    """
-    first = next(iter(scores.values()))
-    rows = []
-    for place, c in enumerate(first.classes):
-        row = {"class": c.name, "truth": str(c.truths), "picks": str(c.picks), "precision": _number(c.precision), "recall": _number(c.recall)}
-        rows.append(row | {name: _cell(s.classes[place], with_interval=s is first) for name, s in scores.items()})
-    total = {"class": "all", "truth": str(sum(c.truths for c in first.classes)), "picks": str(sum(c.picks for c in first.classes))}
-    rows.append(total | {"precision": "", "recall": ""} | {name: _cell(s, with_interval=True) for name, s in scores.items()})
-    return rows
-
-
-def score_note(score: Score) -> str:
-    """Return one sentence that says what the intervals of a table of scores rest on."""
-    if len(score.runs) < 2:
-        return "No intervals: one tomogram does not tell how much tomograms differ."
-    return f"Intervals: 95 %, bootstrap over {len(score.runs)} tomograms."
-
-
-def score_table(scores: Mapping[str, Score]) -> str:
-    """Return the table of scores as Markdown that also reads as plain text, with a note on what the numbers are."""
-    rows = score_rows(scores)
-    lines = [list(rows[0]), *([cell.replace("|", "\\|") for cell in row.values()] for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [[cell.ljust(w) if place == 0 else cell.rjust(w) for place, (cell, w) in enumerate(zip(line, widths, strict=True))] for line in lines]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
-    return f"{table}\n\n{score_note(next(iter(scores.values())))}\n"
-
-
 @dataclass(frozen=True)
 class _Counts:
     """Found, true and picked particles, each `(runs, classes)`. They add up, which is what makes the bootstrap cheap."""
@@ -306,6 +342,11 @@ def _score(
     )
     headline = float(share * _weighted_mean(values, weights)) if share else 0.0
     return Score(headline, _interval(share * _weighted_mean(resampled, weights)), classes, counts.runs)
+
+
+def _that_count(particles: Sequence[Particle]) -> NDArray[np.float64]:
+    """Return 1 for each class that enters the headline of F1, 0 for the others."""
+    return np.array([float(p.metric_weight > 0) for p in particles])
 
 
 def _draws(runs: int, resamples: int, seed: int) -> NDArray[np.int64]:
@@ -368,12 +409,3 @@ def _class_row(c: ClassScore) -> dict[str, Any]:
 
 def _plain(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _cell(score: Score | ClassScore, *, with_interval: bool) -> str:
-    low_high = f" [{score.interval[0]:.3f}, {score.interval[1]:.3f}]" if with_interval and score.interval else ""
-    return _number(score.value) + low_high

@@ -20,9 +20,9 @@ TrialJob = TrainJob | PickJob | ThresholdJob
 
 FILLED_IN = {"train": ("catalogue", "output", "name"), "pick": ("catalogue",), "threshold": ("catalogue", "splits")}  # by the sweep
 COMPARABLE = {  # what must be the same for all trials, or has nothing to do with how good they are
-    "train": ("seed", "particles", "labelled_runs", "epochs", "steps_per_epoch", "validation", "workers"),
-    "pick": ("output", "splits", "thresholds", "actors", "gpus_per_actor", "readers", "permissive"),
-    "threshold": ("output", "thresholds", "copick"),
+    "train": ("seed", "particles", "labelled_runs", "clicks", "epochs", "steps_per_epoch", "validation", "workers"),
+    "pick": ("output", "splits", "thresholds", "numbers", "actors", "gpus_per_actor", "readers", "permissive"),
+    "threshold": ("output", "thresholds", "numbers", "copick", "star"),
 }
 MADE_BY = "# Written by `tomoray tune`"
 
@@ -136,6 +136,8 @@ def _check(job: TuneJob, space: SpaceSettings) -> None:
     defaults = JOBS[verb]()
     if told := [key for key in FILLED_IN[verb] if getattr(getattr(job, verb), key) != getattr(defaults, key)]:
         raise ConfigError(f"sweep {job.name}: {verb}.{told[0]} is filled in by the sweep; it must not be given: set the sweep's own key instead")
+    if job.train.validation.best_by != "objective":
+        raise ConfigError(f"sweep {job.name}: train.validation.best_by = 'soft_f1', but trials are compared by {job.metric} of picks; leave it out")
     if job.register_as and verb != "train":
         raise ConfigError(f"register_as is {job.register_as!r}, but a trial of this space {TRIALS[verb]}; only trainings make a picker: leave it out")
     trials_of(job, space)
@@ -171,7 +173,7 @@ def settings_hash(job: TuneJob, space: SpaceSettings, data: str) -> str:
     How many trials there are and how they are searched may change when a sweep goes on.
     """
     shared = getattr(job, space.verb)
-    left_out: dict[str, Any] = dict.fromkeys(("catalogue", "output", "actors", "gpus_per_actor", "readers", "permissive", "copick"), True)
+    left_out: dict[str, Any] = dict.fromkeys(("catalogue", "output", "actors", "gpus_per_actor", "readers", "permissive", "copick", "star"), True)
     told = shared.model_dump_json(exclude=left_out | {"workers": {"gpu", "cpus", "threads", "max_failures"}})
     return hashlib.sha256("\n".join([told, space.model_dump_json(exclude={"base"}), job.metric, data]).encode()).hexdigest()[:12]
 

@@ -6,6 +6,7 @@ A class number of -1 marks padding. Points outside the crop are allowed: their h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -104,6 +105,11 @@ def ball_masks(particles: Tensor, radii: Sequence[float], shape: Sequence[int], 
         z, y, x = zyx[inside].T
         maps[crops[:, None].expand_as(inside)[inside], label, z, y, x] = 1
     return maps
+
+
+def ball_radii(particles: Sequence[Particle], voxel_angstrom: float, stride: int = 2, *, radius_fraction: float = 1.0) -> list[float]:
+    """Return the radius of each class's ball in cells: its own in whole voxels, rounded up, 12 for a ribosome at 13.48 angstrom."""
+    return [math.ceil(radius_fraction * p.radius_angstrom / voxel_angstrom) / stride for p in particles]
 
 
 def ball_cells(radius: float) -> Tensor:

@@ -11,7 +11,7 @@ Conventions, kept everywhere outside ``formats/``:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -182,6 +182,14 @@ class Picks:
     def of(self, name: str) -> Picks:
         """Return the picks of one class."""
         return self[self.names == name]
+
+    def highest(self, numbers: Mapping[str, int]) -> Picks:
+        """Return of each class named the so many picks that score highest, of equals the first, and all of the others, in their order."""
+        keep = np.ones(len(self), dtype=np.bool_)
+        for name, number in numbers.items():
+            members = np.flatnonzero(self.names == name)
+            keep[members[np.argsort(-self.scores[members], kind="stable")[number:]]] = False
+        return self[keep]
 
     @staticmethod
     def concatenate(run: str, parts: Sequence[Picks]) -> Picks:

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tomoray.methods import Batch, Method
 
@@ -39,6 +40,7 @@ def fit(
     epochs: int,
     steps_per_epoch: int,
     start_epoch: int = 0,
+    cosine: bool = True,
     seed: int = 0,
     precision: Precision = "float32",
     device: torch.device | str = "cpu",
@@ -46,9 +48,10 @@ def fit(
     """Yield an `Epoch` after every `steps_per_epoch` optimiser steps; whoever iterates decides what an epoch is worth.
 
     `method` is a `Method`, bare or wrapped by DistributedDataParallel. Every stream restarts when it runs out, so that shards of
-    unequal length never leave one worker waiting for another. The learning rate falls from each group's `initial_lr` to zero
-    along a cosine over all epochs. Each epoch draws its own random numbers from `seed`, so that a run which goes on at `start_epoch`
-    draws what the unbroken run would have drawn; give every worker its own seed.
+    unequal length never leave one worker waiting for another. With `cosine` the learning rate falls from each group's `initial_lr` to zero
+    over all epochs; without, it is left to whoever iterates, who may step a `plateau` between epochs. Each epoch draws its own random
+    numbers from `seed`, so that a run which goes on at `start_epoch` draws what the unbroken run would have drawn; give every worker its
+    own seed.
 
     Raises
     ------
@@ -72,12 +75,23 @@ def fit(
             asked = time.perf_counter()
             batch: Batch = {name: _to_device(next(stream), device) for name, stream in streams.items()}
             waited += time.perf_counter() - asked
+            if cosine:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * progress))
             history.append(_step(method, optimizer, batch, progress, dtype))
             inner.after_step(progress)
         metrics = {key: float(torch.stack([step[key] for step in history]).mean()) for key in history[-1]}
         if not math.isfinite(metrics["loss"]):
             raise FloatingPointError(f"epoch {epoch}: the loss is {metrics['loss']}; lower the learning rate, or train in float32")
         yield Epoch(epoch, steps_per_epoch, metrics, time.perf_counter() - began, waited)
+
+
+def plateau(optimizer: torch.optim.Optimizer) -> ReduceLROnPlateau:
+    """Return a schedule that halves the learning rate, down to 1e-5, where five validations in a row were not better than the best before.
+
+    As TomoPicker's code has it. Step it with the value of each validation, the same on every worker; its state belongs to a checkpoint.
+    """
+    return ReduceLROnPlateau(optimizer, mode="max", factor=0.5, patience=4, min_lr=1e-5)
 
 
 def autocast_dtype(precision: Precision, device: torch.device | str) -> torch.dtype | None:
@@ -95,8 +109,6 @@ def _cpu_has_bf16() -> bool:
 
 
 def _step(method: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, progress: float, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * progress))
     kind = next(iter(next(iter(batch.values())).values())).device.type
     with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
         loss, metrics = method(batch, progress)

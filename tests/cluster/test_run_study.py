@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from small_jobs import small_train_job
 
 from tomoray import commands
+from tomoray.catalogue import read_catalogue
 from tomoray.checkpoint import load_picker
 from tomoray.cluster.study import plan, run_study, side_by_side
 from tomoray.cluster.train import JOB
@@ -18,7 +19,7 @@ from tomoray.study import Result
 
 def small_study(catalogue: str, output: Path) -> StudyJob:
     """A burn-in, a co-training whose teacher never moves from where it started, and an arm to be stopped."""
-    train = small_train_job(catalogue, output, epochs=1, steps_per_epoch=3, workers__count=1, workers__threads=1)
+    train = small_train_job(catalogue, output, epochs=1, steps_per_epoch=3, workers__count=1, workers__threads=1, clicks=2)
     shared = train.model_dump(exclude={"catalogue", "output"}, mode="json")
     frozen = {"method.name": "semietpicker", "method.ema_rate": 0.0}
     arms = [
@@ -56,11 +57,16 @@ def test_a_study_trains_what_is_missing_and_compares_all(local_ray: None, catalo
     assert (burn_in.steps, co_train.steps) == (3, 6)
     assert burn_in.labelled_runs == ("TS_0001", "TS_0002")
     assert burn_in.scores["F1@0.5r"]["runs"] == ["TS_0007", "TS_0008"], "scored on the test tomograms"
+    known = {row.run: row.particles for row in read_catalogue(catalogue)}
+    at_n = {c["name"]: c["tp"] + c["fp"] for c in burn_in.scores["precision@N"]["classes"]}
+    assert at_n == {name: known["TS_0007"][name] + known["TS_0008"][name] for name in at_n}, "all that are there count, however few were clicked"
     before, after = floats(burn_in.checkpoint), floats(co_train.checkpoint)
     assert all(torch.equal(before[name], after[name]) for name in before), "with ema_rate 0 the teacher stays where it started: at the burn-in"
 
     assert study.text == (folder / "study.md").read_text()
     assert "2 of 4 trials" in study.text
+    assert "Of each class 2 particles show" in study.text
+    assert "precision@N" in study.text
     assert "a run of this name has another seed" in study.text
     assert len((folder / "study.csv").read_text().splitlines()) == 1 + 2 * 3
     children = MlflowClient(tracking).search_runs(["1"], f"tags.`mlflow.parentRunId` = '{study.run.run_id}'")

@@ -12,9 +12,9 @@ from faults import actors
 from mlflow import MlflowClient
 from small_jobs import small_train_job
 
-from tomoray.catalogue import CatalogueRow, read_catalogue
+from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks
 from tomoray.checkpoint import load_picker, read_card
-from tomoray.cluster.train import _noted, build_method, counts_for, train
+from tomoray.cluster.train import _noted, build_method, counts_for, train, training_rows
 from tomoray.config import ConfigError
 
 
@@ -88,6 +88,24 @@ def test_jobs_that_cannot_train_stop_before_a_worker_starts(catalogue: str, tmp_
     write_catalogue(unsplit, assign_splits(read_catalogue(catalogue)))
     with pytest.raises(ConfigError, match="8 labelled tomograms to train on and 0 to validate on; there must be one of each"):
         train(small_train_job(unsplit, tmp_path))
+
+
+def test_what_is_not_clicked_does_not_show(catalogue: str, tmp_path: Path) -> None:
+    """Planted: clicks in the tomograms to train on only, so that validation knows more than who clicked; the same for every seed."""
+    shown = {}
+    for seed in (0, 1):
+        job = small_train_job(catalogue, tmp_path, clicks=3, seed=seed, labelled_runs=2, method={"name": "semietpicker"})
+        streams, validation = training_rows(job)
+        assert [row.run for row in streams["labelled"]] == ["TS_0001", "TS_0002"]
+        assert [row.run for row in streams["unlabelled"]] == ["TS_0003", "TS_0004"]
+        shown[seed] = [read_row_picks(row) for row in (*streams["labelled"], *validation)]
+        assert {len(picks.of(p.name)) for picks in shown[seed] for p in job.particle_list()} == {3}
+        assert counts_for(job, streams["labelled"]) == {}
+    assert not (shown[0][0].positions_zyx == shown[1][0].positions_zyx).all()
+    clicks = {"name": "tomopicker", "expected_particles": {"ribosome": 50}}
+    job = small_train_job(catalogue, tmp_path, clicks=3, method=clicks)
+    assert counts_for(job, training_rows(job)[0]["labelled"])["labelled_particles"]["ribosome"] == 3
+    assert job.expected_particles() == {"ribosome": 50}
 
 
 def test_tomopicker_reckons_with_what_the_catalogue_counts(tmp_path: Path) -> None:

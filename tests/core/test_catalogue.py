@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tomoray.catalogue import CatalogueRow, assign_splits, read_catalogue, read_row_picks, write_catalogue
+from tomoray.catalogue import CatalogueRow, assign_splits, draw_clicks, read_catalogue, read_row_picks, with_clicks, write_catalogue
 from tomoray.config import ConfigError
 from tomoray.formats.copick import write_copick_picks
 from tomoray.formats.czii import write_czii_csv
@@ -177,3 +177,35 @@ def test_without_labels_all_are_unlabelled() -> None:
 def test_splits_that_cannot_be_are_refused(validation: float | list[str], test: float | list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         assign_splits(rows_of(2, 1), validation=validation, test=test)
+
+
+def crowd(run: str = "TS_1") -> Picks:
+    """Thirty ribosomes and two proteasomes in turn, told apart by their z."""
+    names = ["proteasome" if place in (3, 20) else "ribosome" for place in range(32)]
+    return Picks(run, np.arange(32.0)[:, None] * [1, 0, 0], np.array(names))
+
+
+def test_clicks_are_some_of_each_class_drawn_by_seed_and_run() -> None:
+    """Planted: the first ones, who lie together in many files; one seed for all tomograms; a draw that takes a class's share of another."""
+    drawn = {(run, seed): draw_clicks(crowd(run), 5, seed) for run in ("TS_1", "TS_2") for seed in (0, 1)}
+    places = {key: tuple(picks.of("ribosome").positions_zyx[:, 0].astype(int).tolist()) for key, picks in drawn.items()}
+    assert len(set(places.values())) == 4
+    assert all(len(set(found)) == 5 and max(found) > 5 and found == tuple(sorted(found)) for found in places.values())
+    assert {len(picks.of("proteasome")) for picks in drawn.values()} == {2}, "all where there are fewer"
+    ribosomes = draw_clicks(crowd().of("ribosome"), 5, 0)
+    np.testing.assert_array_equal(ribosomes.positions_zyx[:, 0], places["TS_1", 0])
+    more = draw_clicks(crowd(), 12, 0).of("ribosome").positions_zyx[:, 0]
+    assert set(places["TS_1", 0]) < set(more), "who clicks on keeps what was clicked"
+
+
+def test_a_row_shows_what_was_clicked(tmp_path: Path) -> None:
+    """Planted: counts of all picks, from which a method takes how many are marked; a wish written into the catalogue."""
+    write_czii_csv(str(tmp_path / "p.csv"), [crowd()])
+    row = replace(ROW, picks_uri=str(tmp_path / "p.csv"), particles={"ribosome": 30, "proteasome": 2})
+    shown = with_clicks(row, 4, seed=0)
+    assert shown.particles == {"ribosome": 4, "proteasome": 2}
+    assert len(read_row_picks(shown)) == 6
+    assert len(read_row_picks(row)) == 32
+    assert with_clicks(row, 0, seed=3) is row
+    with pytest.raises(AssertionError):
+        write_catalogue(str(tmp_path / "c.parquet"), [shown])

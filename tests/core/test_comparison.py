@@ -179,3 +179,12 @@ def test_all_values_are_in_the_csv() -> None:
     assert len(total) == 12
     assert (total[0]["truth"], total[0]["picks"], float(total[0]["F1@0.5r"])) == ("14", "10", 0.4)
     assert {r["labels"] for r in rows if r["arm"] == "full"} == {"all"}
+
+
+def test_the_table_says_what_was_clicked() -> None:
+    """Planted: the number of the first arm for all."""
+    assert "Of each class" not in study_table(study(), expand(study()), [], {})
+    job = study(train={"clicks": 12, "epochs": 2}, arms=[*ARMS[:1], {"name": "known", "changes": {"clicks": 0}}], full="")
+    table = study_table(job, expand(job), [], {})
+    assert "Of each class 12 or all particles show in a tomogram to train or to validate on, drawn by seed." in table
+    assert "the spread is of weights, clicks, crops and augmentation, not of that choice" in table

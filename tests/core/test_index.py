@@ -11,11 +11,13 @@ import pytest
 
 from tomoray import storage
 from tomoray.catalogue import read_catalogue, read_row_picks, write_catalogue
+from tomoray.formats.clicks import Told
 from tomoray.formats.copick import picks_file_name, write_copick_picks
 from tomoray.formats.czii import picks_folder, tomogram_uri, write_czii_csv
 from tomoray.formats.layouts import Problem, find_tomograms
 from tomoray.formats.mrc import write_mrc
 from tomoray.formats.ome_zarr import write_ome_zarr
+from tomoray.formats.star import write_star
 from tomoray.index import Intensities, guess_contrast, index
 from tomoray.tomogram import FormatError, Picks, Tomogram
 
@@ -325,3 +327,46 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_text("[]")
     with pytest.raises(FormatError, match="not a copick configuration"):
         index(tmp_path / "c.json")
+
+
+def test_clicks_beside_tomograms_are_found_and_read_from_the_catalogue(tmp_path: Path) -> None:
+    """One in voxels, one as RELION 5 writes it, one without; tables that are no positions lie there too.
+
+    Planted: the unit forgotten on the way to the catalogue; a tomogram left out for a table of its tilts.
+    """
+    for name in ("a", "b", "c"):
+        write_mrc(str(tmp_path / f"{name}.mrc"), tomogram(name))
+    (tmp_path / "a.csv").write_text("x,y,z\n" + "".join(f"{x / VOXEL},{y / VOXEL},{z / VOXEL}\n" for z, y, x in PICKS_ZYX.tolist()))
+    write_star(str(tmp_path / "b.star"), [picks("b")], {"b": (200.0, 320.0, 240.0)})
+    (tmp_path / "a.star").write_text("data_\nloop_\n_rlnMicrographName\na.mrc\n")
+    (tmp_path / "c.csv").write_text("tilt,defocus\n3,2.5\n")
+    rows, problems = index(tmp_path, contrast="dark", told=Told("voxel", "ribosome"))
+    assert problems == []
+    assert [(row.run, row.split, dict(row.particles)) for row in rows] == [
+        ("a", "train", {"ribosome": 2}),
+        ("b", "train", {"ribosome": 2}),
+        ("c", "unlabelled", {}),
+    ]
+    write_catalogue(tmp_path / "catalogue.parquet", rows)
+    for row in read_catalogue(tmp_path / "catalogue.parquet")[:2]:
+        np.testing.assert_allclose(read_row_picks(row).positions_zyx, PICKS_ZYX, atol=1e-3)
+
+
+def test_clicks_that_are_not_plain_are_told_and_what_was_said_for_nothing_too(tmp_path: Path) -> None:
+    write_mrc(str(tmp_path / "a.mrc"), tomogram("a"))
+    write_mrc(str(tmp_path / "b.mrc"), tomogram("b"))
+    _, problems = index(tmp_path, contrast="dark", told=Told("voxel"))
+    assert [problem.level for problem in problems] == ["warning"]
+    assert "no tomogram has a plain CSV or STAR file of positions, which alone need it; leave it out" in problems[0].message
+    (tmp_path / "a.csv").write_text("x,y,z\n12.5,10.5,8.5\n")
+    rows, problems = index(tmp_path, contrast="dark", told=Told(particle="ribosome"))
+    assert [row.run for row in rows] == ["b"]
+    assert "positions without a unit; it must be plain whether they are in voxels or in angstrom: give picks_unit" in errors(problems)[0]
+    write_star(str(tmp_path / "a.star"), [picks("a")], {"a": (200.0, 320.0, 240.0)})
+    assert "positions of 'a' in 2 files; there must be one" in errors(index(tmp_path, contrast="dark")[1])[0]
+    assert "no column names the run, and there are 2 tomograms" in errors(index(tmp_path, picks=str(tmp_path / "a.csv"), contrast="dark")[1])[0]
+    both = tmp_path / "both.star"
+    write_star(str(both), [picks("a"), picks("b"), picks("z")], dict.fromkeys("abz", (200.0, 320.0, 240.0)))
+    rows, problems = index(tmp_path, picks=str(both), contrast="dark", told=Told(particle="ribosome"))
+    assert [(row.run, row.particles["ribosome"]) for row in rows] == [("a", 2), ("b", 2)]
+    assert "picks of run 'z', for which there is no tomogram" in texts(problems, "warning")[-1]

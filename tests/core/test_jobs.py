@@ -18,7 +18,13 @@ from tomoray.tiles import Window
 from tomoray.tomogram import CZII_PARTICLES
 
 FULL: dict[str, dict[str, Any]] = {
-    "simulate": {"noise": 0.25, "shape_zyx": [32, 64, 48], "maps": {"ribosome": "a/b.mrc", "beta amylase 2.0": "c.mrc"}, "formats": ["mrc", "zarr"]},
+    "simulate": {
+        "noise": 0.25,
+        "shape_zyx": [32, 64, 48],
+        "per_um3": {"ribosome": 0},
+        "maps": {"ribosome": "a.mrc", "b 2.0": "c.mrc"},
+        "formats": ["mrc", "zarr"],
+    },
     "index": {"validation": ["TS_1", "TS_2"], "test": 0.5, "kinds": ["denoised", "10.012-*"], "voxel_angstrom": 7.84, "contrast": "bright"},
     "train": {
         "particles": [{"name": 'a "b"', "radius_angstrom": 1e-05}, {"name": "ü\\n", "radius_angstrom": 60, "metric_weight": 0}],
@@ -27,10 +33,12 @@ FULL: dict[str, dict[str, Any]] = {
         "crops": {"patch_vox": 64},
         "workers": {"gpu": True, "count": 3},
         "optimizer": {"learning_rate": 3e-4},
+        "clicks": 100,
+        "validation": {"expected_particles": {"ü\\n": 250.5}},
     },
     "pick": {"thresholds": {"ribosome": 0.5, "virus-like-particle": 0, "a.b": 1}, "views": 8, "splits": ["test"], "checkpoint": "s3://bucket/runs/x"},
-    "threshold": {"thresholds": {"a.b": 1}, "checkpoint": ["runs/a", "runs/b"], "copick": False},
-    "score": {"particles": [{"name": "x", "radius_angstrom": 3.5}], "splits": ["test", "validation"]},
+    "threshold": {"thresholds": {"a.b": 1}, "numbers": {"c": 2500}, "checkpoint": ["runs/a", "runs/b"], "copick": False},
+    "score": {"particles": [{"name": "x", "radius_angstrom": 3.5}], "splits": ["test", "validation"], "distance_angstrom": 134.8},
     "study": {
         "seeds": [3],
         "train": {"network": {"width": 8}, "particles": [{"name": "x", "radius_angstrom": 3}]},

@@ -27,13 +27,13 @@ LAYERS = [
     ["config", "tomogram"],
     [
         *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
-        *("peaks", "risks", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
+        *("peaks", "risks", "score_table", "scoring", "soft_f1", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
     ],
     ["methods"],
     ["training", "picking", "inference", "memory"],
     [
         *("jobs", "recipes", "spaces", "checkpoint", "report", "study", "comparison", "ensemble", "results"),
-        *("held_out", "search", "sweep", "sweep_report"),
+        *("held_out", "search", "sweep", "sweep_report", "validation"),
     ],
     ["cluster"],
     ["cli", "commands", "__main__"],

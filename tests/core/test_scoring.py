@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tomoray.formats.czii import read_czii_csv
-from tomoray.scoring import agreement, czii_score, f1_score, f_beta, match_one_to_one, score_picks, score_rows, score_table
+from tomoray.score_table import score_rows, score_table
+from tomoray.scoring import agreement, czii_score, f1_many_to_many, f1_score, f_beta, match_one_to_one, precision_at_n, score_picks
 from tomoray.tomogram import CZII_PARTICLES, Particle, Picks
 
 AWAY = {p.name: (1000.0 * k, 500.0, 700.0) for k, p in enumerate(CZII_PARTICLES, start=1)}  # one of each, well apart
@@ -283,3 +284,31 @@ def test_agreement_counts_picks_of_a_class_within_a_distance_once():
     assert agreement(near, truth, 8.0) == pytest.approx(1 / 3)
     assert agreement(truth[[]], truth, 10.0) == 0.0
     assert agreement(truth[[]], truth[[]], 10.0) == 1.0
+
+
+def test_many_to_many_counts_particles_and_picks_each_for_itself():
+    """One pick between two particles finds both, three picks on a third are all right, the fourth is missed, the last pick is false.
+
+    Planted: as the CZII metric has it, one pick more than found particles for false; a limit that is not inclusive.
+    """
+    truth, picks = balls([[0, 0, 0], [0, 0, 20], [0, 0, 100], [0, 0, 200]]), balls([[0, 0, 10], [0, 0, 95], [0, 0, 102], [0, 0, 105], [0, 0, 300]])
+    score = f1_many_to_many([truth], [picks], BALL, distance_angstrom=10.0).classes[0]
+    assert (score.tp, score.fp, score.fn) == (3, 1, 1)
+    assert score.value == pytest.approx(2 * 0.75 * 0.75 / (0.75 + 0.75))
+    assert f1_many_to_many([truth], [picks], BALL, distance_angstrom=9.9).classes[0].tp == 1
+    one_to_one = f1_score([truth], [picks], BALL, distance_angstrom=10.0).classes[0]
+    assert (one_to_one.tp, one_to_one.fp, one_to_one.fn) == (2, 3, 2)
+    within = score_picks([truth], [picks], BALL, distance_angstrom=10.0)
+    assert list(within)[3:] == ["F1@10A", "F1@10A many-to-many"]
+    assert (within["F1@10A"].classes[0].tp, within["F1@10A many-to-many"].classes[0].tp) == (2, 3)
+
+
+def test_precision_at_n_takes_as_many_as_there_are_in_each_tomogram():
+    """Planted: the best of all tomograms together; what is missing to N left out, with which one good candidate would be enough."""
+    truth = [balls([[0, 0, 0], [0, 0, 100]]), balls([[0, 0, 0], [0, 0, 100], [0, 0, 200], [0, 0, 300]], "TS_2")]
+    first = Picks("TS_1", np.array([[0, 0, 500], [0, 0, 0], [0, 0, 101], [0, 0, 99]]), np.array(["ball"] * 4), np.array([0.5, 0.2, 0.9, 0.1]))
+    second = Picks("TS_2", np.array([[0, 0, 1], [0, 0, 201], [0, 0, 700]]), np.array(["ball"] * 3), np.array([0.01, 0.02, 0.03]))
+    score = precision_at_n(truth, [first, second], BALL)
+    assert (score.classes[0].tp, score.classes[0].fp, score.classes[0].fn) == (1 + 2, 3, 3)
+    assert score.value == score.classes[0].precision == score.classes[0].recall == 0.5
+    assert precision_at_n(truth[:1], [first[1:]], BALL).value == 1.0

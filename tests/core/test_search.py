@@ -81,6 +81,11 @@ def test_trials_that_do_not_train_take_catalogue_and_tomograms_of_the_sweep() ->
         ({"validation.regularise": {"choices": ["none", "bootstrap"]}}, {}, "space: validation must be the same for all trials"),
         ({"name": {"choices": ["a", "b"]}}, {}, "space: name must be the same for all trials, or is filled in by the sweep"),
         (LOSS, {"pick": {"views": 4}}, "sweep s: [pick] is given, but a trial of this space trains a picker; set [train], or take another space"),
+        (
+            LOSS,
+            {"train": {**TRAIN, "validation": {"best_by": "soft_f1"}}},
+            "train.validation.best_by = 'soft_f1', but trials are compared by f1",
+        ),
         (LOSS, {"train": {**TRAIN, "output": "there"}}, "sweep s: train.output is filled in by the sweep; it must not be given"),
         (LOSS, {"search": "grid"}, "space: method.consistency_weight is a range without steps, which no grid can cover; give a step or choices"),
     ],

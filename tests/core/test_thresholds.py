@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tomoray.scoring import czii_score, f1_score, f_beta
 from tomoray.threshold_curves import Objective, hit_tables, threshold_curves
-from tomoray.thresholds import apply_thresholds, choose_thresholds
+from tomoray.thresholds import apply_thresholds, beta_of_marked, choose_thresholds
 from tomoray.tomogram import Particle, Picks
 
 BALL = (Particle("ball", 60.0),)
@@ -279,3 +279,39 @@ def test_apply_thresholds_keeps_each_class_by_its_own():
     assert len(apply_thresholds(candidates[:0], {})) == 0
     with pytest.raises(ValueError, match=r"no threshold for 'rod'; every class must have one, there are ball: add it"):
         apply_thresholds(candidates, {"ball": 0.5})
+
+
+@pytest.mark.parametrize("beta", [1.0, 4.0])
+def test_the_f_of_marked_particles_with_their_beta_is_that_of_all(beta):
+    """Of 90 particles 10 are marked, of whom 6 are found among 70 picks: 54 of all. Planted: the share instead of its root; no factor."""
+    marked_beta, scale = beta_of_marked(beta, 10, 90.0)
+    assert marked_beta == pytest.approx(3 * beta)
+    assert scale * f_beta(6, 10, 70, marked_beta) == pytest.approx(float(f_beta(54, 90, 70, beta)))
+    assert beta_of_marked(beta, 10, 9.0) == beta_of_marked(beta, 10, 0.0) == beta_of_marked(beta, 0, 90.0) == (beta, 1.0)
+
+
+def test_few_clicks_and_a_count_choose_almost_what_all_labels_would():
+    """400 particles in each of two tomograms, scored 0 to 1 with background below; 40 are marked.
+
+    Planted: what is not marked for background, which sets the threshold so high that most are lost; the count of one tomogram for all.
+    """
+    rng = np.random.default_rng(0)
+    truth, marked, candidates = [], [], []
+    for run in ("TS_1", "TS_2"):
+        x = 1000.0 * np.arange(1600)
+        scores = np.where(x < 400_000, rng.beta(4, 2, 1600), rng.beta(2, 6, 1600))
+        truth.append(on_a_line(x[:400], run=run))
+        marked.append(truth[-1][np.sort(rng.permutation(400)[:40])])
+        candidates.append(on_a_line(x, scores, run))
+    ball = [Particle("ball", 60.0)]
+
+    def reached(threshold: float) -> float:
+        return f1_score(truth, [apply_thresholds(c, {"ball": threshold}) for c in candidates], ball).value
+
+    best = choose_thresholds(truth, candidates, ball)["ball"]
+    few = choose_thresholds(marked, candidates, ball, expected={"ball": 400.0})["ball"]
+    wrong = choose_thresholds(marked, candidates, ball)["ball"]
+    assert reached(few.threshold) > best.value - 0.02
+    assert few.value == pytest.approx(best.value, abs=0.1), "of 80 clicks, and the best of many: it is an estimate"
+    assert reached(wrong.threshold) < best.value - 0.1
+    assert choose_thresholds(truth, candidates, ball, expected={"ball": 350.0, "other": 3.0})["ball"] == best

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tomoray.methods import Batch, Method
-from tomoray.training import autocast_dtype, fit
+from tomoray.training import autocast_dtype, fit, plateau
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "supervised.txt"
 
@@ -93,6 +93,44 @@ def test_the_learning_rate_falls_along_a_cosine_and_goes_on_where_it_stopped() -
     again.load_state_dict(optimizer.state_dict())  # holds the last rate, and the first as `initial_lr`
     rates = [again.param_groups[0]["lr"] for _ in fit(method, again, loaders, epochs=4, steps_per_epoch=1, start_epoch=2)]
     assert rates == pytest.approx([0.25, 0.5 * 0.5 * (1 + math.cos(math.pi * 3 / 4))])
+
+
+def rates_on_plateaus(values: list[float], *, start: int = 0, state: dict | None = None) -> tuple[list[float], dict]:
+    """Train epoch by epoch from `start`, stepping a plateau with each epoch's value; return the rates and what a checkpoint keeps."""
+    method = Slope()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.004)
+    schedule = plateau(optimizer)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    loaders = {"labelled": numbered(1), "unlabelled": numbered(1)}
+    rates = []
+    for epoch in fit(method, optimizer, loaders, epochs=len(values), steps_per_epoch=1, start_epoch=start, cosine=False):
+        rates.append(optimizer.param_groups[0]["lr"])
+        schedule.step(values[epoch.index])
+    return rates, {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+
+
+def test_the_learning_rate_is_halved_on_a_plateau_and_never_below_its_floor() -> None:
+    """The best at epoch 1, then none better: halved after five of these, and every five more. Planted: a cosine beside it; mode "min"."""
+    rates, _ = rates_on_plateaus([0.1, 0.5, *[0.5 - 0.01 * i for i in range(5)], *[0.4] * 60])
+    assert rates[:7] == [0.004] * 7
+    assert rates[7:17] == [0.002] * 5 + [0.001] * 5
+    assert rates[-1] == 1e-5
+    rising, _ = rates_on_plateaus([0.01 * i for i in range(20)])
+    assert rising == [0.004] * 20
+
+
+def test_a_plateau_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """In the middle of a row of validations that were not better. Planted: a schedule whose count of these begins anew."""
+    values = [0.5, 0.6, *[0.3] * 12]
+    unbroken, _ = rates_on_plateaus(values)
+    for stop in (3, 5, 8):
+        first, state = rates_on_plateaus(values[:stop])
+        torch.save(state, tmp_path / "state.pt")
+        again, _ = rates_on_plateaus(values, start=stop, state=torch.load(tmp_path / "state.pt", weights_only=True))
+        assert first + again == unbroken, f"stopped after {stop}"
+    assert len(set(unbroken)) == 3
 
 
 def test_metrics_are_means_over_the_epoch() -> None:

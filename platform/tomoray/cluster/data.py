@@ -6,7 +6,7 @@ task that cuts it, and only crops as float16 travel on. A plan has no epochs, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,10 +23,10 @@ from tomoray.catalogue import CatalogueRow, read_row_picks
 from tomoray.cluster.pace import Pace
 from tomoray.formats import open_tomogram
 from tomoray.jobs import CropSettings
-from tomoray.patches import cut, draw_corners, grid_walk, points_near
+from tomoray.patches import cut, draw_corners, grid_walk, particle_points, points_near
 from tomoray.preprocessing import prepare
 from tomoray.targets import reach_vox
-from tomoray.tomogram import Contrast, Particle, Picks
+from tomoray.tomogram import Contrast, Particle
 
 PARTICLES_PER_CROP = 256  # slots that travel with every crop; unused ones cost four kilobytes
 CROPS_PER_BLOCK = 8
@@ -100,14 +100,6 @@ def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator
                 "volume": np.stack([cut(volume, corner, settings.patch_vox) for corner in group]).astype(np.float16),
                 "particles": np.stack([_slots(p, row.uri) for p in near]),
             }
-
-
-def particle_points(picks: Picks, particles: Sequence[Particle], voxel_angstrom: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Return picks as `(n, 4)`: class number, then z, y, x in voxels. Classes that are not asked for are left out."""
-    names = [p.name for p in particles]
-    known = picks[np.isin(picks.names, names)]
-    labels = np.array([names.index(name) for name in known.names], dtype=np.float64)
-    return np.column_stack([labels, known.positions_zyx / np.asarray(voxel_angstrom)])
 
 
 def _slots(points: NDArray[np.float64], uri: str) -> NDArray[np.float32]:

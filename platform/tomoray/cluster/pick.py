@@ -110,7 +110,7 @@ def pick_all(job: PickJob) -> Picked:
     """
     began = time.perf_counter()
     rows, card = wanted_rows(job), ensemble_card(job.checkpoints)
-    thresholds, folder = choose(card, job.thresholds), candidates_folder(job, card)
+    thresholds, folder = choose(card, job.thresholds, job.numbers), candidates_folder(job, card)
     before = committed(folder)
     todo = [row for row in rows if row.tomogram_id not in before]
     log.info("%d tomograms, %d already picked, %d to do", len(rows), len(rows) - len(todo), len(todo))
@@ -123,7 +123,7 @@ def pick_all(job: PickJob) -> Picked:
     missing = tuple(Failure(row.tomogram_id, row.uri, reasons.get(row.tomogram_id, DIED)) for row in rows if row.tomogram_id not in done)
     write_failures(storage.join(job.output, "failures.parquet"), missing)
     picked = tuple(row.tomogram_id for row in rows if row.tomogram_id in done)
-    csv_uri, _ = write_picks(job.output, folder, picked, thresholds)
+    csv_uri, _ = write_picks(job.output, folder, picked, thresholds, numbers=job.numbers)
     wall_s = time.perf_counter() - began
     now = len(todo) - len(missing)
     run.log({**tally.figures(), "picked": now, "failed": len(missing), "wall_s": wall_s, "tomograms_per_hour": 3600 * now / wall_s}, len(picked))

@@ -130,7 +130,8 @@ class Predict:
             finder=self.card.finder,
             refine=self.job.refine,
         )
-        return encode_candidates(candidates, {**self.about, "voxel_angstrom": float(row["catalogued_angstrom"])})
+        extent = [float(edge) for edge in np.multiply(row["volume"].shape, (z, y, x))]
+        return encode_candidates(candidates, {**self.about, "voxel_angstrom": float(row["catalogued_angstrom"]), "extent_angstrom": extent})
 
 
 def commit(row: dict[str, Any], *, folder: str) -> dict[str, Any]:

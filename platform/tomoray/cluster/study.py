@@ -24,14 +24,15 @@ from tomoray.catalogue import CatalogueRow, read_catalogue
 from tomoray.checkpoint import JOB, load_picker
 from tomoray.cluster.session import on_cluster, session, threads_per_worker
 from tomoray.cluster.tracking import FAILED, Run, start_run
-from tomoray.cluster.train import BEST, Trained, find_candidates, known_picks, train, training_rows
+from tomoray.cluster.train import BEST, Trained, train, training_rows
 from tomoray.comparison import study_csv, study_metrics, study_table
 from tomoray.config import ConfigError, dump_settings
 from tomoray.inference import for_inference
 from tomoray.jobs import StudyJob, WorkerSettings
-from tomoray.scoring import score_picks
+from tomoray.scoring import precision_at_n, score_picks
 from tomoray.study import Result, Trial, expand
 from tomoray.thresholds import apply_thresholds
+from tomoray.validation import find_candidates, known_picks
 
 log = logging.getLogger(__name__)
 
@@ -223,8 +224,9 @@ def _score(trained_in: tuple[Trained, float], task: Task) -> None:
     picker, card = load_picker(trained.checkpoint, device="cuda" if job.workers.gpu else "cpu")
     picker.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     lean = for_inference(picker, job.precision)
-    picks = [apply_thresholds(find_candidates(lean, card, row), card.thresholds) for row in task.rows]
-    scores = score_picks([known_picks(row, job) for row in task.rows], picks, card.particles)
+    truth, candidates = [known_picks(row, job) for row in task.rows], [find_candidates(lean, card, row) for row in task.rows]
+    scores = score_picks(truth, [apply_thresholds(one, card.thresholds) for one in candidates], card.particles)
+    scores["precision@N"] = precision_at_n(truth, candidates, card.particles)
     result = Result(
         trial.arm,
         trial.labels,

@@ -22,33 +22,30 @@ from ray.data import Dataset
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from tqdm import tqdm
 
 from tomoray import methods, storage
-from tomoray.catalogue import CatalogueRow, read_catalogue, read_row_picks
+from tomoray.catalogue import CatalogueRow, read_catalogue, with_clicks
 from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, load_picker, read_card, save_checkpoint
 from tomoray.cluster.data import CropSource, Shard, batch_size, crop_stream
 from tomoray.cluster.session import session, threads_per_worker
 from tomoray.cluster.tracking import CHECKPOINT, FAILED, FOLDER, Run, start_run
 from tomoray.config import ConfigError, dump_settings, read_settings_text
-from tomoray.formats import open_tomogram
 from tomoray.inference import for_inference
 from tomoray.jobs import TrainJob
 from tomoray.methods import METHODS, Method
 from tomoray.networks import build_picker
-from tomoray.picking import pick
-from tomoray.preprocessing import prepare
-from tomoray.scoring import Score, agreement, czii_score, f1_score
-from tomoray.thresholds import apply_thresholds, choose_thresholds
-from tomoray.tiles import Window
+from tomoray.scoring import agreement
+from tomoray.thresholds import apply_thresholds
 from tomoray.tomogram import Picks
-from tomoray.training import Epoch, autocast_dtype, fit
+from tomoray.training import Epoch, autocast_dtype, fit, plateau
+from tomoray.validation import conclude, find_candidates, look, measure_of
 
 log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 BEST = "picker"
-MEASURED = {"f1": "val_f1", "czii": "val_czii"}  # objective -> the metric by which checkpoints are kept
 FREE_TO_CHANGE = {"epochs", "workers", "output"}  # what may differ when a run goes on under its name
 
 
@@ -94,7 +91,7 @@ def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserC
     except BaseException:
         run.end(FAILED)
         raise
-    checkpoint = _keep_best(result, folder, MEASURED[job.validation.objective])
+    checkpoint = _keep_best(result, folder, measure_of(job.validation))
     with storage.local_copy(checkpoint) as local:
         run.add_files(local, CHECKPOINT)
     run.end()
@@ -102,14 +99,14 @@ def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserC
 
 
 def training_rows(job: TrainJob) -> tuple[dict[str, tuple[CatalogueRow, ...]], tuple[CatalogueRow, ...]]:
-    """Return the rows of each stream that the method needs, and those to validate on.
+    """Return the rows of each stream that the method needs, and those to validate on, showing as many picks as the job says were clicked.
 
     Raises
     ------
     ConfigError
         If one of them is empty, a named run is not there, or the picks name none of the job's classes.
     """
-    rows = read_catalogue(job.catalogue)
+    rows = [with_clicks(row, job.clicks, job.seed) for row in read_catalogue(job.catalogue)]
     training, validation = ([r for r in rows if r.split == split and r.is_labelled] for split in ("train", "validation"))
     labelled = _that_show_labels(training, job)
     if not labelled or not validation:
@@ -154,7 +151,7 @@ def _claim(folder: str, job: TrainJob) -> None:
 
 
 def _trainer(setup: Setup, rows: Mapping[str, tuple[CatalogueRow, ...]], callbacks: Sequence[UserCallback]) -> TorchTrainer:
-    job, workers, best = setup.job, setup.job.workers, MEASURED[setup.job.validation.objective]
+    job, workers, best = setup.job, setup.job.workers, measure_of(setup.job.validation)
 
     def visits(stream: str) -> tuple[int, int]:
         per_step = batch_size(stream, job.crops) * workers.count / job.crops.per_visit
@@ -193,7 +190,8 @@ def _worker(config: Mapping[str, Any]) -> None:
     method = build_method(job, setup.counts).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     wrapped = prepare_model(method)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay, fused=True)
-    start = _resume(method, optimizer)
+    schedule = plateau(optimizer) if job.optimizer.schedule == "plateau" else None
+    start = _resume(method, optimizer, schedule)
     seed = job.seed * 10_007 + rank
     loaders = {name: Shard(name, job.crops, seed) for name in method.streams}
     epochs = fit(
@@ -203,12 +201,13 @@ def _worker(config: Mapping[str, Any]) -> None:
         epochs=job.epochs,
         steps_per_epoch=job.steps_per_epoch,
         start_epoch=start,
+        cosine=schedule is None,
         seed=seed,
         precision=job.precision,
         device=get_device(),
     )
     for epoch in epochs:
-        _report(setup, method, optimizer, epoch, rank)
+        _report(setup, method, optimizer, schedule, epoch)
 
 
 def counts_for(job: TrainJob, labelled: Sequence[CatalogueRow]) -> dict[str, Any]:
@@ -245,7 +244,7 @@ def build_method(job: TrainJob, counts: Mapping[str, Any]) -> Method:
     return methods.build_method(network, job.particle_list(), job.voxel_angstrom, **options)
 
 
-def _resume(method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _resume(method: nn.Module, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau | None) -> int:
     """Load the last checkpoint of this run, if there is one, and return the number of epochs it has seen."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
@@ -254,45 +253,55 @@ def _resume(method: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         state = torch.load(Path(folder) / STATE, map_location=get_device(), weights_only=True)
     method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
+    if schedule is not None:
+        schedule.load_state_dict(state["schedule"])
     return int(state["epochs"])
 
 
-def _report(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, epoch: Epoch, rank: int) -> None:
+def _report(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau | None, epoch: Epoch) -> None:
     """Tell Ray and MLflow what an epoch brought; every few epochs validate, and keep a checkpoint."""
-    job, done = setup.job, epoch.index + 1
+    job, done, rank = setup.job, epoch.index + 1, ray.train.get_context().get_world_rank()
     metrics = {**epoch.metrics, "epoch": done, "steps_per_s": epoch.steps / epoch.wall_s, "data_wait_share": epoch.wait_s / epoch.wall_s}
+    metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
     if done % job.validation.every_epochs and done < job.epochs:
         ray.train.report(metrics)
     else:
-        metrics |= _keep(setup, method, optimizer, metrics, rank)
+        metrics |= _keep(setup, method, optimizer, schedule, metrics)
     if rank == 0:
         setup.run.log(metrics, step=done * job.steps_per_epoch)
         _note(setup.folder, {"epoch": done, "loss": metrics["loss"], **({"kept": done, "val_f1": metrics["val_f1"]} if "val_f1" in metrics else {})})
 
 
-def _keep(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, metrics: Mapping[str, float], rank: int) -> dict[str, float]:
-    """Validate, report with a checkpoint, and return what the validation said (on rank 0)."""
-    card, score = _validate(setup, method, rank)
-    if score is None:
-        ray.train.report(dict(metrics))
-        return {}
-    found = {"val_f1": score.value} | {f"val_f1/{c.name}": c.value for c in score.classes if c.truths}
-    found |= {"val_czii": card.validation["czii"]} if "czii" in card.validation else {}
+def _keep(
+    setup: Setup, method: Method, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau | None, metrics: Mapping[str, float]
+) -> dict[str, float]:
+    """Validate, let the learning rate follow, report with a checkpoint, and return what the validation said."""
+    card, found = _validate(setup, method)
+    if schedule is not None:
+        schedule.step(found[measure_of(setup.job.validation)])
+    if ray.train.get_context().get_world_rank():
+        ray.train.report({**metrics, **found})
+        return found
     with tempfile.TemporaryDirectory() as folder:
         state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "epochs": metrics["epoch"]}
+        state |= {} if schedule is None else {"schedule": schedule.state_dict()}
         save_checkpoint(folder, card, method.picker(), job=dump_settings(setup.job), state=state)
         ray.train.report({**metrics, **found}, checkpoint=Checkpoint.from_directory(folder))
     return found
 
 
-def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | None]:
-    """Pick this worker's share of the validation tomograms; on rank 0 choose thresholds and score all of them."""
-    job, particles = setup.job, setup.job.particle_list()
+def _validate(setup: Setup, method: Method) -> tuple[Card, dict[str, float]]:
+    """Look at this worker's share of the validation tomograms; return what rank 0 concludes from all of them, which every worker is told.
+
+    The card is whole on rank 0 only.
+    """
+    job, context = setup.job, ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
     if dist.is_initialized():
         for buffer in method.buffers():  # batch statistics of the last step differ between workers; the picker's are rank 0's
             dist.broadcast(buffer, 0)
     card = Card(
-        particles,
+        job.particle_list(),
         job.voxel_angstrom,
         job.contrast,
         clip_sd=job.clip_sd,
@@ -302,28 +311,18 @@ def _validate(setup: Setup, method: Method, rank: int) -> tuple[Card, Score | No
         tile_vox=job.validation.tile_vox,
         method=job.method.name,
     )
-    world = ray.train.get_context().get_world_size()
     picker = for_inference(method.picker(), job.precision)
-    mine = [find_candidates(picker, card, row) for row in setup.validation[rank::world]]
-    shares: list[Any] = [None] * world
+    mine = [look(picker, card, row, job) for row in setup.validation[rank::world]]
+    shares, told = [mine], [dict[str, float]()]
     if dist.is_initialized():
+        shares = [mine] * world
         dist.all_gather_object(shares, mine)
-    else:
-        shares = [mine]
-    if rank:
-        return card, None
-    candidates: list[Picks] = [picks for share in shares for picks in share]
-    truth = [known_picks(row, job) for row in setup.validation]
-    thresholds = choose_thresholds(truth, candidates, particles, objective=job.validation.objective, regularise=job.validation.regularise)
-    values = {name: choice.threshold for name, choice in thresholds.items()}
-    picked = [apply_thresholds(picks, values) for picks in candidates]
-    score = f1_score(truth, picked, particles)
-    expected = {name: choice.expected for name, choice in thresholds.items() if choice.expected is not None}
-    default = [name for name, choice in thresholds.items() if choice.is_default]
-    notes: dict[str, Any] = {"runs": list(score.runs), "f1": score.as_dict(), "expected": expected, "default_thresholds": default}
-    notes |= {"czii": czii_score(truth, picked, particles).value} if job.validation.objective == "czii" else {}
-    card = card.with_thresholds(values, notes)
-    return replace(card, agreement=_agreement(method, card, setup, mine[0])), score
+    if rank == 0:
+        card, told[0] = conclude(card, setup.validation, [seen for share in shares for seen in share], job)
+        card = replace(card, agreement=_agreement(method, card, setup, mine[0].candidates))
+    if dist.is_initialized():
+        dist.broadcast_object_list(told, 0)
+    return card, told[0]
 
 
 def _agreement(method: Method, card: Card, setup: Setup, candidates: Picks) -> float:
@@ -333,21 +332,6 @@ def _agreement(method: Method, card: Card, setup: Setup, candidates: Picks) -> f
     exact = find_candidates(for_inference(method.picker()), card, setup.validation[0])
     kept, wanted = (apply_thresholds(picks, card.thresholds) for picks in (candidates, exact))
     return agreement(kept, wanted, card.voxel_angstrom)
-
-
-def find_candidates(picker: nn.Module, card: Card, row: CatalogueRow) -> Picks:
-    """Return every candidate of a row's tomogram, seen and searched as a card says."""
-    tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
-    volume, voxel = prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast, clip_sd=card.clip_sd)
-    window = Window(tile_vox=card.tile_vox)
-    return pick(picker, volume, card.particles, voxel, run=row.run, window=window, finder=card.finder)
-
-
-def known_picks(row: CatalogueRow, job: TrainJob) -> Picks:
-    """Return a row's truth, of the job's classes."""
-    picks = read_row_picks(row)
-    names = {p.name for p in job.particles}
-    return picks[[name in names for name in picks.names.tolist()]]
 
 
 def _keep_best(result: Result, folder: str, measure: str) -> str:

@@ -33,7 +33,7 @@ from tomoray.cluster.pick import BAR, actors_per_gpu
 from tomoray.cluster.session import on_cluster, session
 from tomoray.cluster.study import side_by_side
 from tomoray.cluster.tracking import FAILED, FINISHED, FOLDER, Run, start_run
-from tomoray.cluster.train import BEST, MEASURED, build_method, counts_for, training_rows
+from tomoray.cluster.train import BEST, build_method, counts_for, training_rows
 from tomoray.cluster.tune_trial import Plan, run_trial
 from tomoray.config import ConfigError, dump_settings
 from tomoray.ensemble import ensemble_card
@@ -43,6 +43,7 @@ from tomoray.results import find_tables
 from tomoray.search import MADE_BY, Trial, settings_hash, variants, winner_of, winner_text
 from tomoray.sweep import Sweep
 from tomoray.sweep_report import sweep_csv, sweep_page, sweep_table, trial_row
+from tomoray.validation import MEASURED
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from tomoray.checkpoint import Card
 from tomoray.cluster.pick import candidates_folder
 from tomoray.cluster.pick_stages import Predict, commit, items, read
 from tomoray.cluster.tracking import FOLDER, Run, start_run
-from tomoray.cluster.train import MEASURED, train
+from tomoray.cluster.train import train
 from tomoray.held_out import card_of, held_out_score, thresholds_for, truth_and_candidates
 from tomoray.jobs import PickJob, ThresholdJob, TrainJob, TuneJob
 from tomoray.results import committed, find_tables
 from tomoray.search import Trial, TrialJob, trial_job
 from tomoray.spaces import SpaceSettings
 from tomoray.thresholds import choose_thresholds
+from tomoray.validation import MEASURED
 
 
 @dataclass(frozen=True)

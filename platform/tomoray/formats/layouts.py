@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 
 from tomoray import storage
 from tomoray.formats import is_tomogram
+from tomoray.formats.clicks import SUFFIXES, Told, is_clicks, read_clicks, runs_in, what_was_told
 from tomoray.formats.copick import join_classes, names_in, read_copick_picks, read_copick_project
 from tomoray.formats.czii import czii_picks_files, read_czii_csv, read_czii_picks
 from tomoray.formats.portal import list_portal_tomograms, read_portal_picks
@@ -62,7 +63,7 @@ Findings = tuple[list[Found], list[Problem]]
 Result = TypeVar("Result")
 
 
-def find_tomograms(source: storage.Uri, *, picks: str = "", kinds: Sequence[str] = ()) -> Findings:
+def find_tomograms(source: storage.Uri, *, picks: str = "", kinds: Sequence[str] = (), told: Told = Told()) -> Findings:
     """Return the tomograms that lie in `source`, by id, and what is wrong with what lies there.
 
     Parameters
@@ -71,10 +72,13 @@ def find_tomograms(source: storage.Uri, *, picks: str = "", kinds: Sequence[str]
         Root of the CZII folders (or their `train` or `test`), of a copick project or its configuration JSON, a portal prefix,
         a folder of tomograms at any depth, or one tomogram.
     picks
-        Picks that lie elsewhere: a CSV of many runs, a copick JSON, or a folder with a file or folder per run. In a copick project
-        that holds picks of several users, `<user>_<session>` chooses.
+        Picks that lie elsewhere: a CSV or STAR file of many runs, a copick JSON, or a folder with a file or folder per run. In a copick
+        project that holds picks of several users, `<user>_<session>` chooses. In plain folders, a CSV or STAR file of positions beside a
+        tomogram, and of its name, is found without this.
     kinds
         Only these types of reconstruction, or patterns of them, as in `denoised` or, for the portal, `10.012-*`; all by default.
+    told
+        What a person said of files of clicks.
 
     Raises
     ------
@@ -84,7 +88,7 @@ def find_tomograms(source: storage.Uri, *, picks: str = "", kinds: Sequence[str]
     root = _absolute(source)
     if not storage.exists(root):
         return [], [Problem(root, "error", f"{root}: there is no such file or folder; give the folder or bucket prefix that holds the tomograms")]
-    elsewhere = bool(picks) and (picks.lower().endswith((".csv", ".json")) or storage.exists(picks))
+    elsewhere = bool(picks) and (picks.lower().endswith((".csv", ".json", ".star")) or storage.exists(picks))
     found, problems = _find(root, "" if elsewhere else picks)
     if kinds:
         others = {one.kind for one in found}
@@ -97,6 +101,11 @@ def find_tomograms(source: storage.Uri, *, picks: str = "", kinds: Sequence[str]
     elif picks and not any(one.picks_uri for one in found):
         message = f"picks = {picks!r}: neither a file, a folder, nor <user>_<session> of picks in {root}; check the name"
         problems.append(Problem(picks, "error", message))
+    elif not picks:
+        found, more = _with_clicks_beside(found)
+        problems += more
+    found, more = _with_told(found, told)
+    problems += more
     found, more = _without_duplicates(found)
     problems += more
     if not found and not any(problem.level == "error" for problem in problems):
@@ -105,14 +114,19 @@ def find_tomograms(source: storage.Uri, *, picks: str = "", kinds: Sequence[str]
     return sorted(found, key=lambda one: one.tomogram_id), problems
 
 
-def read_picks(uri: str, run: str) -> Picks:
-    """Return the picks of one run from whatever `uri` is: a CSV, a copick JSON, a Picks folder or a pattern in it, portal annotations.
+def read_picks(uri: str, run: str, *, shape_zyx: Sequence[int], voxel_angstrom: float) -> Picks:
+    """Return the picks of one run from whatever `uri` is: a CSV, a STAR file, a copick JSON, a Picks folder or a pattern in it, portal annotations.
+
+    Shape and voxel size are the tomogram's: some files count voxels, or from its centre.
 
     Raises
     ------
     FormatError
         If nothing of that run is there, or what is there cannot be read.
     """
+    bare, told = what_was_told(uri)
+    if bare.lower().endswith(SUFFIXES) and is_clicks(bare):
+        return read_clicks(bare, run, told, shape_zyx=shape_zyx, voxel_angstrom=voxel_angstrom)
     if uri.lower().endswith(".csv"):
         of_run = [picks for picks in read_czii_csv(uri) if picks.run == run]
         if not of_run:
@@ -204,6 +218,40 @@ def _find_plain(root: str) -> Findings:
     return found, problems
 
 
+def _with_clicks_beside(found: Sequence[Found]) -> Findings:
+    """Give tomograms of plain folders the CSV or STAR file of positions that lies beside them under their name; two of them are a problem."""
+    folders = {one.uri.rpartition("/")[0] for one in found if not (one.kind or one.picks_uri)}
+    tables = {folder: [name for name in names_in(folder) if name.lower().endswith(SUFFIXES)] for folder in sorted(folders)}
+    kept, problems = [], []
+    for one in found:
+        folder = one.uri.rpartition("/")[0]
+        clicks = []
+        for uri in (storage.join(folder, name) for name in tables.get(folder, []) if not one.kind and name.rpartition(".")[0] == one.run):
+            try:
+                clicks += [uri] if is_clicks(uri) else []
+            except (FormatError, OSError) as error:
+                problems.append(Problem(uri, "warning", str(error)))
+        if len(clicks) > 1:
+            message = f"{', '.join(clicks)}: positions of {one.run!r} in {len(clicks)} files; there must be one: remove the others, or give picks"
+            problems.append(Problem(one.uri, "error", message))
+        else:
+            kept.append(replace(one, picks_uri=clicks[0]) if clicks else one)
+    return kept, problems
+
+
+def _with_told(found: list[Found], told: Told) -> Findings:
+    """Add what a person said to the URIs of files of clicks; said of none, it is a problem."""
+    if told == Told():
+        return found, []
+    theirs = [bool(one.picks_uri) and one.picks_uri.lower().endswith(SUFFIXES) and is_clicks(one.picks_uri) for one in found]
+    if found and not any(theirs):
+        message = (
+            "picks_unit or picks_particle is given, but no tomogram has a plain CSV or STAR file of positions, which alone need it; leave it out"
+        )
+        return found, [Problem(found[0].uri, "warning", message)]
+    return [replace(one, picks_uri=told.beside(one.picks_uri)) if clicks else one for one, clicks in zip(found, theirs, strict=True)], []
+
+
 def _plain(uri: str) -> Found:
     run = _stem(uri.rpartition("/")[2])
     return Found(run, run, uri)
@@ -227,6 +275,13 @@ def _with_sidecar(found: list[Found], picks: str) -> Findings:
 
 
 def _sidecar_runs(picks: str, found: Sequence[Found]) -> dict[str, str]:
+    if picks.lower().endswith(SUFFIXES) and is_clicks(picks):
+        runs = runs_in(picks) or [one.run for one in found]
+        if len(runs) > 1 and not runs_in(picks):
+            raise FormatError(f"{picks}: no column names the run, and there are {len(runs)} tomograms; add a column `run`, or give a file for each")
+        return dict.fromkeys(runs, picks)
+    if picks.lower().endswith(".star"):
+        raise FormatError(f"{picks}: no particle positions in it; it must have rlnCoordinateX or rlnCenteredCoordinateXAngst: give another file")
     if picks.lower().endswith(".csv"):
         return {one.run: picks for one in read_czii_csv(picks)}
     if picks.endswith(".json"):
@@ -242,7 +297,7 @@ def _sidecar_runs(picks: str, found: Sequence[Found]) -> dict[str, str]:
     uri_of = {}
     for name in names:
         uri = storage.join(picks, name)
-        if name.endswith((".csv", ".json")):
+        if name.endswith((".csv", ".json", ".star")):
             uri_of[name.rpartition(".")[0]] = uri
         else:
             inner = storage.join(uri, "Picks")

@@ -3,14 +3,13 @@
 Paper: Uddin et al. 2024, TomoPicker, bioRxiv 2024.11.04.620735, and its code; GE-binomial from Topaz, Bepler et al. 2019.
 Adds: what is not marked may be a particle: risks that reckon with the share of cells that particles must cover.
 Needs: some marked particles of each class, crops from anywhere (`layout = "grid"`), the number of particles in a tomogram; `resunet`.
-Departs: a cosine for the code's plateau; one risk per class; balls around cells, so that stride 2 will do too.
+Departs: one risk per class; balls around cells, so that stride 2 will do too.
 Tests: the risks' analytic values and the clip, shares by counting, agreement as the least of `consistency`, a falling loss on a toy.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from tomoray.methods.base import Batch, FromLabels, Metrics
 from tomoray.peaks import Finder
 from tomoray.risks import Direction, gamma_of, ge_binomial_risk, kl_risk, pn_risk, pu_risk
-from tomoray.targets import ball_masks, covered_share
+from tomoray.targets import ball_masks, ball_radii, covered_share
 from tomoray.tomogram import Particle
 
 log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ class TomoPicker(FromLabels):
         self.pi_mode = pi_mode
         self.kl_direction: Direction = kl_direction
         self.flips_and_turns = flips_and_turns
-        self.radii = [math.ceil(radius_fraction * p.radius_angstrom / voxel_angstrom) / self.stride for p in particles]
+        self.radii = ball_radii(particles, voxel_angstrom, self.stride, radius_fraction=radius_fraction)
         self.expected, self.observed = (
             [self._share(numbers, p.name, radius, tomogram_vox, union=prior_from == "union") for p, radius in zip(particles, self.radii, strict=True)]
             for numbers in (expected_particles or {}, labelled_particles or {})
