@@ -24,7 +24,7 @@ REPOSITORY = SOURCE_ROOT.parent
 JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 
 LAYERS = [
-    ["config", "tomogram"],
+    ["config", "credentials", "tomogram"],
     [
         *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
         *("peaks", "risks", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
@@ -33,7 +33,7 @@ LAYERS = [
     ["training", "picking", "inference", "memory"],
     [
         *("jobs", "recipes", "spaces", "checkpoint", "report", "study", "comparison", "ensemble", "results"),
-        *("held_out", "search", "sweep", "sweep_report"),
+        *("held_out", "search", "submission", "sweep", "sweep_report"),
     ],
     ["cluster"],
     ["cli", "commands", "__main__"],

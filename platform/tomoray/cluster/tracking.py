@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
-from tomoray.config import Settings
+from tomoray.config import Settings, flatten
 
 EXPERIMENT = "tomoray"
 FOLDER = "tomoray.folder"  # tag: where what the run makes lies
@@ -102,14 +101,6 @@ def start_run(verb: str, name: str, job: Settings, *, tags: Mapping[str, str] | 
     params = [Param(_safe(key), str(value)[:500]) for key, value in flatten(job.model_dump(mode="json")).items()]
     client.log_batch(run_id, params=params[:100], tags=[RunTag("tomoray.output", str(getattr(job, "output", "")))])
     return Run(uri, run_id)
-
-
-def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested table as one level with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
-    return flat
 
 
 def _experiment(client: MlflowClient, uri: str) -> str:
