@@ -24,6 +24,7 @@ from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
 from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
+from tomoray.models import with_checkpoints
 from tomoray.report import draw_picks, write_report
 from tomoray.scoring import Score, score_picks, score_table
 from tomoray.simulate import Scene, write_dataset
@@ -48,7 +49,7 @@ class Sending:
 
 
 def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
-    """Run a job, or only check it, and return the exit status."""
+    """Run a job, or only check it, and return the exit status. Registered models are fetched first, beside what the job writes."""
     commands: dict[str, Callable[[Any, bool], int]] = {
         "simulate": simulate,
         "index": make_index,
@@ -60,7 +61,14 @@ def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
         "score": score,
         "demo": demo,
     }
-    return commands[verb](job, dry_run)
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def fetched(address: str) -> str:
+            from tomoray.cluster.tracking import fetch_model
+
+            return fetch_model(address, temporary if dry_run else storage.join(getattr(job, "output", ""), "models"))
+
+        return commands[verb](with_checkpoints(job, fetched), dry_run)
 
 
 def say(text: str) -> None:
@@ -156,6 +164,8 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
     say(f"F1 at half the radius on {len(f1['runs'])} validation tomograms: {f1['value']:.3f}; thresholds: {_spell(trained.card.thresholds)}")
     if expected := trained.card.validation.get("expected"):
         say(f"{OBJECTIVES[job.validation.objective]} to expect on other tomograms: {_spell(expected)}")
+    if trained.model:
+        say(f"model:  {trained.model}")
     say(f"MLflow: {trained.run}")
     return DONE
 

@@ -13,10 +13,11 @@ import tomoray
 from tomoray import storage
 from tomoray.config import ConfigError, Settings, dump_settings, flatten
 from tomoray.jobs import JOBS, TuneJob
+from tomoray.models import is_model
+from tomoray.provenance import COMMIT, commit
 
 FOLDER = "jobs"  # of the job file, in what is sent
 IGNORED = ".rayignore"
-MODEL = "models:/"  # how the address of a registered model begins
 
 # Keys that name places. A job within a job gets most of its own from the job around it, so that only the latter count there.
 PLACES = ("output", "catalogue", "source", "truth", "checkpoint", "candidates", "start_from")
@@ -68,7 +69,7 @@ def _places(verb: str, job: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _is_here(place: Any) -> bool:
-    return not str(place).startswith(MODEL) and storage.is_local(place) and not Path(storage.as_text(place)).is_absolute()
+    return not is_model(place) and storage.is_local(place) and not Path(storage.as_text(place)).is_absolute()
 
 
 def command(verb: str, name: str, *, verbose: bool = False) -> str:
@@ -84,7 +85,7 @@ def fingerprint(verb: str, job: Settings, length: int = 12) -> str:
 def pack(folder: Path, name: str, job: Settings, *, package: bool = True) -> list[Path]:
     """Fill an empty folder with the job's file and this very package, and return the paths in it.
 
-    Of the package only source files are taken. A `.rayignore` of the checkout comes along, and Ray leaves out what it names.
+    Of the package only source files are taken, and its commit. A `.rayignore` of the checkout comes along, and Ray leaves out what it names.
     """
     (folder / FOLDER).mkdir()
     (folder / FOLDER / name).write_text(dump_settings(job), encoding="utf-8")
@@ -94,6 +95,7 @@ def pack(folder: Path, name: str, job: Settings, *, package: bool = True) -> lis
             target = folder / "tomoray" / source.relative_to(ours)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
+        (folder / "tomoray" / COMMIT).write_text(commit(), encoding="utf-8")
         if (ignored := ours.parents[1] / IGNORED).is_file():
             shutil.copyfile(ignored, folder / IGNORED)
     return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())

@@ -47,7 +47,7 @@ def test_only_sources_and_the_job_are_packed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(tomoray, "__file__", str(package / "__init__.py"))
     job = PickJob.model_validate(SHARED)
     for packs, expected in (
-        (True, {".rayignore", "jobs/pick.toml", "tomoray/__init__.py", "tomoray/py.typed", "tomoray/cluster/pick.py"}),
+        (True, {".rayignore", "jobs/pick.toml", "tomoray/COMMIT", "tomoray/__init__.py", "tomoray/py.typed", "tomoray/cluster/pick.py"}),
         (False, {"jobs/pick.toml"}),
     ):
         (folder := tmp_path / f"sent{packs}").mkdir()
@@ -61,7 +61,7 @@ def test_what_is_packed_runs_by_itself(tmp_path: Path) -> None:
     paths = pack(tmp_path, ODD, job)
     assert {path.suffix for path in paths} <= {".py", ".toml", ".typed", ""}
     there = {str(path.relative_to("tomoray")) for path in paths if path.parts[0] == "tomoray"}
-    assert there == {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} | {"py.typed"}
+    assert there == {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")} | {"COMMIT", "py.typed"}
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     line = f"{command('simulate', ODD)} --dry-run && python -c 'import tomoray; print(tomoray.__file__)'"

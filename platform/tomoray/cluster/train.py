@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from tomoray.methods import METHODS, Method
 from tomoray.networks import build_picker
 from tomoray.picking import pick
 from tomoray.preprocessing import prepare
+from tomoray.report import training_page
 from tomoray.scoring import Score, agreement, czii_score, f1_score
 from tomoray.thresholds import apply_thresholds, choose_thresholds
 from tomoray.tiles import Window
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 PROGRESS = "progress.json"
 BEST = "picker"
 MEASURED = {"f1": "val_f1", "czii": "val_czii"}  # objective -> the metric by which checkpoints are kept
-FREE_TO_CHANGE = {"epochs", "workers", "output"}  # what may differ when a run goes on under its name
+FREE_TO_CHANGE = {"epochs", "workers", "output", "register_as", "champion"}  # what may differ when a run goes on under its name
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training run: its checkpoint, and where MLflow recorded it."""
+    """A finished training run: its checkpoint, where MLflow recorded it, and what its model is called there, if it was registered."""
 
     checkpoint: str
     card: Card
     run: Run
+    model: str = ""
 
 
 def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserCallback] = ()) -> Trained:
@@ -97,8 +99,10 @@ def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserC
     checkpoint = _keep_best(result, folder, MEASURED[job.validation.objective])
     with storage.local_copy(checkpoint) as local:
         run.add_files(local, CHECKPOINT)
+    card = read_card(checkpoint)
+    run.add_file(training_page(folder, f"train {job.name}", card, {"picker": checkpoint, "MLflow": run, "catalogue": job.catalogue}))
     run.end()
-    return Trained(checkpoint, read_card(checkpoint), run)
+    return Trained(checkpoint, card, run, run.register(job.register_as, champion=job.champion) if job.register_as else "")
 
 
 def training_rows(job: TrainJob) -> tuple[dict[str, tuple[CatalogueRow, ...]], tuple[CatalogueRow, ...]]:
@@ -207,8 +211,9 @@ def _worker(config: Mapping[str, Any]) -> None:
         precision=job.precision,
         device=get_device(),
     )
-    for epoch in epochs:
-        _report(setup, method, optimizer, epoch, rank)
+    with setup.run.system_metrics(f"node_{context.get_node_rank()}") if not context.get_local_rank() else nullcontext():
+        for epoch in epochs:
+            _report(setup, method, optimizer, epoch, rank)
 
 
 def counts_for(job: TrainJob, labelled: Sequence[CatalogueRow]) -> dict[str, Any]:
