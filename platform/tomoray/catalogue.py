@@ -13,6 +13,8 @@ import numpy as np
 
 from tomoray import storage
 from tomoray.config import ConfigError
+from tomoray.credentials import has_credentials, redacted
+from tomoray.formats.checks import check_table_fits_memory
 from tomoray.formats.layouts import read_picks
 from tomoray.tomogram import Contrast, FormatError, Picks, Tomogram, check_picks_fit
 
@@ -75,6 +77,12 @@ class CatalogueRow:
     click_seed: int = 0
 
     def __post_init__(self) -> None:
+        for what, uri in (("uri", self.uri), ("picks_uri", self.picks_uri)):
+            if has_credentials(uri):
+                raise FormatError(
+                    f"{self.tomogram_id}: {what} {redacted(uri)!r} holds credentials; catalogues are shared, so these must come from the environment "
+                    "(AWS_ACCESS_KEY_ID, ...): take them out of the address"
+                )
         for what, value, allowed in (("split", self.split, SPLITS), ("contrast", self.contrast, get_args(Contrast))):
             if value not in allowed:
                 raise FormatError(f"{self.tomogram_id}: {what} {value!r}; it must be one of {', '.join(map(repr, allowed))}: correct the row")
@@ -103,8 +111,10 @@ def read_catalogue(uri: storage.Uri) -> list[CatalogueRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    content = storage.read_bytes(uri)
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+        check_table_fits_memory(str(uri), content)
+        table = pq.read_table(io.BytesIO(content))
     except pa.ArrowInvalid as error:
         raise FormatError(f"{uri}: not a Parquet file ({error}); make a catalogue with `tomoray index`") from None
     schema = _schema()
@@ -142,6 +152,15 @@ def write_catalogue(uri: storage.Uri, rows: Sequence[CatalogueRow]) -> None:
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(columns, schema=schema), sink)
     storage.write_bytes(uri, sink.getvalue())
+
+
+def catalogue_version(rows: Iterable[CatalogueRow], length: int = 16) -> str:
+    """Return a short hash of what a catalogue says of its tomograms, in any order, and wherever their files lie.
+
+    Values count by their mean, spread and range, picks by their number: other positions of as many particles are not seen.
+    """
+    told = sorted(repr(sorted({**vars(row), "uri": "", "picks_uri": "", "particles": sorted(row.particles.items())}.items())) for row in rows)
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:length]
 
 
 def read_row_picks(row: CatalogueRow) -> Picks:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,20 @@ from tqdm import tqdm
 from tomoray import storage
 from tomoray.catalogue import CatalogueRow, assign_splits, read_catalogue, read_row_picks, write_catalogue
 from tomoray.config import ConfigError, Settings, dump_settings
+from tomoray.credentials import redacted
 from tomoray.formats import open_tomogram
 from tomoray.formats.clicks import Told
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
 from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
+from tomoray.models import with_checkpoints
 from tomoray.report import draw_picks, write_report
 from tomoray.score_table import score_table
 from tomoray.scoring import Score, score_picks
 from tomoray.simulate import CZII_PER_UM3, Scene, write_dataset
 from tomoray.study import steps_of
+from tomoray.submission import STOPPED, command, exit_status, pack
 from tomoray.tomogram import Picks
 
 DONE, SOME_FAILED = 0, 3
@@ -34,8 +40,18 @@ KIND = 40  # letters by which warnings are told apart
 OBJECTIVES = {"f1": "F1", "czii": "F4"}
 
 
+@dataclass(frozen=True)
+class Sending:
+    """How a job is to be sent: the name of its file, the cluster, and whether this package goes with it or the cluster's own is used."""
+
+    name: str
+    address: str = ""
+    package: bool = True
+    verbose: bool = False
+
+
 def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
-    """Run a job, or only check it, and return the exit status."""
+    """Run a job, or only check it, and return the exit status. Registered models are fetched first, beside what the job writes."""
     commands: dict[str, Callable[[Any, bool], int]] = {
         "simulate": simulate,
         "index": make_index,
@@ -47,7 +63,14 @@ def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
         "score": score,
         "demo": demo,
     }
-    return commands[verb](job, dry_run)
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def fetched(address: str) -> str:
+            from tomoray.cluster.tracking import fetch_model
+
+            return fetch_model(address, temporary if dry_run else storage.join(getattr(job, "output", ""), "models"))
+
+        return commands[verb](with_checkpoints(job, fetched), dry_run)
 
 
 def say(text: str) -> None:
@@ -147,6 +170,8 @@ def train(job: TrainJob, dry_run: bool = False) -> int:
         say(f"soft F1, by which the best of its checkpoints was told: {trained.card.validation['soft_f1']:.3f}")
     if expected := trained.card.validation.get("expected"):
         say(f"{OBJECTIVES[job.validation.objective]} to expect on other tomograms: {_spell(expected)}")
+    if trained.model:
+        say(f"model:  {trained.model}")
     say(f"MLflow: {trained.run}")
     return DONE
 
@@ -248,6 +273,37 @@ def threshold(job: ThresholdJob, dry_run: bool = False) -> int:
     written = [storage.join(job.output, name) for name, wanted in (("ExperimentRuns", job.copick), ("star", job.star)) if wanted]
     say(f"picks: {', '.join([csv, *written])}")
     return DONE
+
+
+def submit(verb: str, job: Settings, sending: Sending, *, dry_run: bool = False) -> int:
+    """Send a job to a cluster, show its log, and return what it ended with there; Ctrl-C leaves it running."""
+    if dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = pack(Path(folder), sending.name, job, package=sending.package)
+            size = sum((Path(folder) / path).stat().st_size for path in paths)
+        say(f"would send {len(paths)} files, {size / 1e3:.0f} kB, and run: {command(verb, sending.name, verbose=sending.verbose)}")
+        return DONE
+    from tomoray.cluster import submit as cluster
+
+    sent = cluster.submit(verb, sending.name, job, address=sending.address, package=sending.package, verbose=sending.verbose)
+    found = "runs there already, and is followed" if sent.found else "sent"
+    try:
+        _pass_on(f"{found}: {sent.submission_id} at {sent.address}\n")
+        details = cluster.follow(sent, _pass_on)
+    except KeyboardInterrupt:
+        say(f"{sent.submission_id} goes on without us; the same command follows it again. To stop it:")
+        say(f"  ray job stop {sent.submission_id} --address {sent.address}")
+        return STOPPED
+    status = exit_status(str(details.status), details.driver_exit_code)
+    reason = f": {redacted(details.message or '')}" if status and details.driver_exit_code is None else ""
+    say(f"{sent.submission_id}: {str(details.status).lower()}, status {status}{reason}")
+    return status
+
+
+def _pass_on(text: str) -> None:
+    """Show a part of a log at once, also where it goes into a file."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def score(job: ScoreJob, dry_run: bool = False) -> int:

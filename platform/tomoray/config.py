@@ -91,6 +91,14 @@ def dump_settings(settings: Settings) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested table as one level with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {prefix + key: value}
+    return flat
+
+
 def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """Return one message that lists every fault pydantic found, with near names for unknown keys."""
     lines = []

@@ -157,7 +157,9 @@ class TrainJob(WithParticles):
     clicks: Annotated[int, Field(ge=0)] = Field(
         0, description="as if so many particles of each class had been clicked in each tomogram of splits train and validation; 0: all are shown"
     )
-    start_from: str = Field("", description="checkpoint folder to take weights (and thresholds) from, such as that of a burn-in")
+    start_from: str = Field(
+        "", description="checkpoint folder, or models:/NAME@ALIAS, to take weights (and thresholds) from, such as that of a burn-in"
+    )
     voxel_angstrom: PositiveFloat = Field(10.012, description="voxel size to work at; other tomograms are resampled")
     contrast: Contrast = Field("dark", description="contrast to work at; other tomograms are inverted")
     clip_sd: Annotated[float, Field(ge=0)] = Field(0.0, description="standard deviations from the mean at which values are clipped; 0: nowhere")
@@ -165,12 +167,21 @@ class TrainJob(WithParticles):
     steps_per_epoch: PositiveInt = Field(100, description="optimiser steps per epoch")
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 where the processor computes in it")
     seed: int = Field(0, description="of weights, crops, augmentation and clicks")
+    register_as: str = Field("", description="name in MLflow's model registry under which the picker becomes a version; empty: none")
+    champion: bool = Field(False, description="with register_as: that version becomes models:/NAME@champion, in place of another")
     method: MethodSettings = Field(SupervisedSettings(), description="how to learn")
     network: NetworkSettings = Field(AsymmetricUNetSettings(), description="what learns")
     optimizer: OptimizerSettings = OptimizerSettings()
     crops: CropSettings = CropSettings()
     workers: WorkerSettings = WorkerSettings()
     validation: ValidationSettings = ValidationSettings()
+
+    @field_validator("champion")
+    @classmethod
+    def _registered_if_champion(cls, champion: bool, info: ValidationInfo) -> bool:
+        if champion and not info.data.get("register_as"):
+            raise ValueError("a champion is a registered model; register_as must name it")
+        return champion
 
     @field_validator("method", mode="before")
     @classmethod
@@ -244,7 +255,8 @@ class WithCheckpoint(Job):
     """A job that uses what training made."""
 
     checkpoint: str | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        "", description="checkpoint folder, as `tomoray train` prints it; a list of them picks with the mean of their scores"
+        "",
+        description="checkpoint folder, as `tomoray train` prints it, or models:/NAME@ALIAS; a list picks with the mean of their scores",
     )
     thresholds: dict[str, Fraction] = Field({}, description="class -> threshold instead of the card's; of several cards their mean counts")
     numbers: dict[str, PositiveInt] = Field({}, description="class -> how many to pick in each tomogram, the best ones, instead of by a threshold")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tomoray import storage
+from tomoray.checkpoint import Card
 from tomoray.score_table import score_note, score_rows
 from tomoray.scoring import Score
 from tomoray.tomogram import CZII_PARTICLES, Particle, Picks, Tomogram
@@ -93,6 +94,18 @@ def draw_picks(
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=150)
     storage.write_bytes(path, png.getvalue())
+
+
+def training_page(folder: storage.Uri, title: str, card: Card, files: Mapping[str, Any]) -> str:
+    """Write the page of a training run into its folder, from the card of its picker, and return where it is."""
+    f1 = card.validation["f1"]
+    facts = {f"F1 at half the radius, {len(f1['runs'])} validation tomograms": f"{f1['value']:.3f}"}
+    facts |= {f"threshold of {name}": f"{value:.2f}" for name, value in card.thresholds.items()}
+    facts |= {f"to expect of {name} elsewhere": f"{value:.2f}" for name, value in card.validation.get("expected", {}).items()}
+    facts |= {"method": card.method, "network": card.network["name"], "voxel size": f"{card.voxel_angstrom:g} angstrom", "contrast": card.contrast}
+    where = storage.join(folder, "report.html")
+    write_report(where, title, facts=facts, files=files)
+    return where
 
 
 def write_report(

@@ -18,7 +18,11 @@ from tomoray.spaces import TRIALS, SpaceSettings, Value
 State = Literal["running", "finished", "pruned", "failed"]
 TrialJob = TrainJob | PickJob | ThresholdJob
 
-FILLED_IN = {"train": ("catalogue", "output", "name"), "pick": ("catalogue",), "threshold": ("catalogue", "splits")}  # by the sweep
+FILLED_IN = {  # by the sweep
+    "train": ("catalogue", "output", "name", "register_as", "champion"),
+    "pick": ("catalogue",),
+    "threshold": ("catalogue", "splits"),
+}
 COMPARABLE = {  # what must be the same for all trials, or has nothing to do with how good they are
     "train": ("seed", "particles", "labelled_runs", "clicks", "epochs", "steps_per_epoch", "validation", "workers"),
     "pick": ("output", "splits", "thresholds", "numbers", "actors", "gpus_per_actor", "readers", "permissive"),
@@ -173,7 +177,8 @@ def settings_hash(job: TuneJob, space: SpaceSettings, data: str) -> str:
     How many trials there are and how they are searched may change when a sweep goes on.
     """
     shared = getattr(job, space.verb)
-    left_out: dict[str, Any] = dict.fromkeys(("catalogue", "output", "actors", "gpus_per_actor", "readers", "permissive", "copick", "star"), True)
+    free = ("catalogue", "output", "register_as", "champion", "actors", "gpus_per_actor", "readers", "permissive", "copick", "star")
+    left_out: dict[str, Any] = dict.fromkeys(free, True)
     told = shared.model_dump_json(exclude=left_out | {"workers": {"gpu", "cpus", "threads", "max_failures"}})
     return hashlib.sha256("\n".join([told, space.model_dump_json(exclude={"base"}), job.metric, data]).encode()).hexdigest()[:12]
 

@@ -144,7 +144,8 @@ def expand(job: StudyJob, data: str = "") -> tuple[Trial, ...]:
 
 
 def _trial(arm: str, job: TrainJob, before: Trial | None, data: str) -> Trial:
-    told = job.model_dump_json(exclude={"catalogue": True, "output": True, "name": True, "workers": {"gpu", "cpus", "threads", "max_failures"}})
+    left_out: dict[str, Any] = dict.fromkeys(("catalogue", "output", "name", "register_as", "champion"), True)
+    told = job.model_dump_json(exclude=left_out | {"workers": {"gpu", "cpus", "threads", "max_failures"}})
     settings = hashlib.sha256("\n".join([told, before.settings if before else "", data]).encode()).hexdigest()[:12]
     steps = steps_of(job) + (before.steps if before else 0)
     assert isinstance(job.labelled_runs, int)

@@ -1,6 +1,7 @@
-"""The commands as people give them: in a shell, against object storage, and through `ray job submit`."""
+"""The commands as people give them: in a shell, against object storage, and on a cluster elsewhere."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,13 +10,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tomoray import storage
 from tomoray.catalogue import read_catalogue
 from tomoray.config import read_settings
 from tomoray.formats.czii import read_czii_csv
+from tomoray.formats.mrc import write_mrc
 from tomoray.jobs import ThresholdJob
+from tomoray.tomogram import Tomogram
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +145,50 @@ def test_every_verb_through_ray_job_submit(head: str, catalogue: str, checkpoint
         [*submit, "--", "python", "-m", "tomoray", "pick", "--catalogue", "none"], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert failing.returncode == 1, "a job that fails must be seen to fail"
+
+
+def test_a_submitted_job_ends_with_the_status_of_its_command(head: str, tmp_path: Path) -> None:
+    """0, 2 and 3, where Ray knows done and failed only; the package travels with the job, and so does a folder's odd name."""
+    data, plain = tmp_path / "it's data", tmp_path / "plain"
+    submit = ("submit", "--address", head)
+    small = ("--tomograms", "1", "--shape-zyx", "[48,64,64]", "--crowding", "8")
+    done = tomoray(*submit, "jobs/simulate.toml", "--output", str(data), *small, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"1 tomograms of (48, 64, 64) voxels in {data}" in done.stdout
+    assert (data / "truth.csv").exists()
+
+    wrong = tomoray(*submit, "jobs/pick.toml", "--catalogue", "/none.parquet", "--checkpoint", "/none", "--output", str(plain), cwd=ROOT)
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    assert "tomoray pick: /none.parquet: there is no such file" in wrong.stdout
+
+    plain.mkdir()
+    write_mrc(plain / "TS_1.mrc", Tomogram("TS_1", np.random.default_rng(0).normal(size=(16, 32, 32)).astype(np.float32), (10.0,) * 3))
+    (plain / "TS_2.mrc").write_bytes(b"no volume")
+    index = ("jobs/index.toml", "--source", str(plain), "--output", str(tmp_path / "c.parquet"), "--contrast", "dark")
+    some = tomoray(*submit, *index, cwd=ROOT)
+    assert some.returncode == 3, some.stdout + some.stderr
+    assert [row.run for row in read_catalogue(tmp_path / "c.parquet")] == ["TS_1"]
+
+
+def test_ctrl_c_leaves_a_job_running_and_the_same_command_finds_it(head: str, tmp_path: Path) -> None:
+    """Planted: a second job of the same settings beside the first."""
+    many = ("jobs/simulate.toml", "--tomograms", "500", "--output", str(tmp_path))
+    command = [sys.executable, "-m", "tomoray", "submit", *many, "--address", head]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert first.stdout is not None
+    said, name, _, _ = first.stdout.readline().split()
+    assert said == "sent:"
+    first.send_signal(signal.SIGINT)
+    assert first.wait(60) == 130
+    assert f"ray job stop {name} --address {head}" in first.stdout.read()
+
+    second = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert second.stdout is not None
+    assert second.stdout.readline() == f"runs there already, and is followed: {name} at {head}\n"
+    stop = [str(Path(sys.executable).with_name("ray")), "job", "stop", name, "--address", head]
+    assert subprocess.run(stop, capture_output=True, timeout=100, check=False).returncode == 0
+    assert second.wait(60) == 130
+    assert f"{name}: stopped, status 130" in second.stdout.read()
 
 
 def _free_port() -> int:

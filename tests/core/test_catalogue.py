@@ -9,7 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tomoray.catalogue import CatalogueRow, assign_splits, draw_clicks, read_catalogue, read_row_picks, with_clicks, write_catalogue
+from tomoray.catalogue import (
+    CatalogueRow,
+    assign_splits,
+    catalogue_version,
+    draw_clicks,
+    read_catalogue,
+    read_row_picks,
+    with_clicks,
+    write_catalogue,
+)
 from tomoray.config import ConfigError
 from tomoray.formats.copick import write_copick_picks
 from tomoray.formats.czii import write_czii_csv
@@ -48,6 +57,18 @@ def test_rows_round_trip(tmp_path: Path) -> None:
     write_catalogue(str(tmp_path / "new" / "catalogue.parquet"), rows)
     assert read_catalogue(str(tmp_path / "new" / "catalogue.parquet")) == rows
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["catalogue.parquet"]
+
+
+def test_the_version_is_that_of_what_a_catalogue_says(tmp_path: Path) -> None:
+    """In any order, after it was written and read, and wherever the files lie; each fact counts. Planted: a hash that differs per process."""
+    other = replace(ROW, tomogram_id="TS_2", run="TS_2", particles={"thyroglobulin": 0, "ribosome": 31})
+    write_catalogue(tmp_path / "c.parquet", [other, ROW])
+    version = catalogue_version([ROW, other])
+    assert version == catalogue_version(read_catalogue(tmp_path / "c.parquet")) == "4a84fe049ea938b6"
+    moved = [replace(row, uri=f"/copy/{row.run}", picks_uri="/copy/Picks") for row in (ROW, other)]
+    assert catalogue_version(moved) == version
+    changes = ({"mean": 0.0}, {"split": "test"}, {"particles": {"ribosome": 32}}, {"voxel_angstrom": 10.0}, {"contrast": "bright"}, {"run": "x"})
+    assert len({version, *(catalogue_version([replace(ROW, **change), other]) for change in changes)}) == len(changes) + 1
 
 
 def test_rows_round_trip_through_s3(s3_bucket: str) -> None:

@@ -24,7 +24,7 @@ REPOSITORY = SOURCE_ROOT.parent
 JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 
 LAYERS = [
-    ["config", "tomogram"],
+    ["config", "credentials", "provenance", "tomogram"],
     [
         *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
         *("peaks", "risks", "score_table", "scoring", "soft_f1", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
@@ -33,7 +33,7 @@ LAYERS = [
     ["training", "picking", "inference", "memory"],
     [
         *("jobs", "recipes", "spaces", "checkpoint", "report", "study", "comparison", "ensemble", "results"),
-        *("held_out", "search", "sweep", "sweep_report", "validation"),
+        *("held_out", "models", "search", "submission", "sweep", "sweep_report", "validation"),
     ],
     ["cluster"],
     ["cli", "commands", "__main__"],
@@ -185,6 +185,30 @@ print(len(pick(picker, volume, card.particles, voxel, run="TS_1", floor=0.0)) > 
 """
     )
     assert run_python(program, json.dumps(CORE), json.dumps(absent), str(tmp_path), cwd=tmp_path) == "True\n"
+
+
+UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def unsafe_reads(path: Path) -> Iterator[str]:
+    """Calls by which a file could run code of its own."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        told = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+        owner = getattr(node.func.value, "id", "")
+        if (owner in UNSAFE and node.func.attr in ("load", "loads", "Unpickler")) or told.get("allow_pickle"):
+            yield f"{path.name}:{node.lineno}: {owner}.{node.func.attr}"
+        if (owner, node.func.attr) == ("torch", "load") and told.get("weights_only") is not True:
+            yield f"{path.name}:{node.lineno}: torch.load without weights_only=True"
+
+
+def test_nothing_that_is_read_can_run_code(tmp_path: Path) -> None:
+    """Weights come from strangers; torch's default is not relied upon."""
+    assert [fault for path in MODULES for fault in unsafe_reads(path)] == []
+    for line in ("torch.load(f)", "torch.load(f, weights_only=False)", "pickle.loads(b)", "np.load(f, allow_pickle=True)"):
+        (tmp_path / "m.py").write_text(line)
+        assert len(list(unsafe_reads(tmp_path / "m.py"))) == 1, line
 
 
 def test_importing_changes_nothing(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from tomoray.report import colours_of, draw_picks, write_report
+from tomoray.checkpoint import Card
+from tomoray.report import colours_of, draw_picks, training_page, write_report
 from tomoray.scoring import score_picks
 from tomoray.tomogram import CZII_PARTICLES, Picks, Tomogram
 
@@ -19,6 +20,17 @@ SHAPE = (30, 100, 100)
 def make_tomogram(name: str = "TS_1", voxels=None) -> Tomogram:
     noise = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32) if voxels is None else voxels
     return Tomogram(name, noise, (VOXEL,) * 3)
+
+
+def test_a_training_has_a_page(tmp_path) -> None:
+    """What it reached, its thresholds, and where its picker is."""
+    card = Card(CZII_PARTICLES, 10.0, "dark", network={"name": "vnet"}, method="supervised")
+    card = card.with_thresholds({"ribosome": 0.35}, {"f1": {"value": 0.8125, "runs": ["a", "b"]}, "expected": {"ribosome": 0.75}})
+    where = training_page(str(tmp_path / "run"), "train x & y", card, {"picker": "s3://b/picker"})
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert where == str(tmp_path / "run" / "report.html")
+    for part in ("0.812", "2 validation tomograms", "0.35", "0.75", "vnet", "s3://b/picker", "train x &amp; y"):
+        assert part in text
 
 
 def one(name: str, z_vox: float, y_vox: float, x_vox: float) -> Picks:

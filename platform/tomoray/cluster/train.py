@@ -9,7 +9,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from tomoray.inference import for_inference
 from tomoray.jobs import TrainJob
 from tomoray.methods import METHODS, Method
 from tomoray.networks import build_picker
+from tomoray.report import training_page
 from tomoray.scoring import agreement
 from tomoray.thresholds import apply_thresholds
 from tomoray.tomogram import Picks
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 BEST = "picker"
-FREE_TO_CHANGE = {"epochs", "workers", "output"}  # what may differ when a run goes on under its name
+FREE_TO_CHANGE = {"epochs", "workers", "output", "register_as", "champion"}  # what may differ when a run goes on under its name
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training run: its checkpoint, and where MLflow recorded it."""
+    """A finished training run: its checkpoint, where MLflow recorded it, and what its model is called there, if it was registered."""
 
     checkpoint: str
     card: Card
     run: Run
+    model: str = ""
 
 
 def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserCallback] = ()) -> Trained:
@@ -94,8 +96,10 @@ def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserC
     checkpoint = _keep_best(result, folder, measure_of(job.validation))
     with storage.local_copy(checkpoint) as local:
         run.add_files(local, CHECKPOINT)
+    card = read_card(checkpoint)
+    run.add_file(training_page(folder, f"train {job.name}", card, {"picker": checkpoint, "MLflow": run, "catalogue": job.catalogue}))
     run.end()
-    return Trained(checkpoint, read_card(checkpoint), run)
+    return Trained(checkpoint, card, run, run.register(job.register_as, champion=job.champion) if job.register_as else "")
 
 
 def training_rows(job: TrainJob) -> tuple[dict[str, tuple[CatalogueRow, ...]], tuple[CatalogueRow, ...]]:
@@ -206,8 +210,9 @@ def _worker(config: Mapping[str, Any]) -> None:
         precision=job.precision,
         device=get_device(),
     )
-    for epoch in epochs:
-        _report(setup, method, optimizer, schedule, epoch)
+    with setup.run.system_metrics(f"node_{context.get_node_rank()}") if not context.get_local_rank() else nullcontext():
+        for epoch in epochs:
+            _report(setup, method, optimizer, schedule, epoch)
 
 
 def counts_for(job: TrainJob, labelled: Sequence[CatalogueRow]) -> dict[str, Any]:

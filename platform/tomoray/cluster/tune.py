@@ -305,7 +305,7 @@ def _conclude(planned: Plan, trials: tuple[Trial, ...], ran: int, run: Run) -> S
     command, winner = f"tomoray tune {storage.join(folder, JOB)}", winner_of(trials)
     files = _keep_winner(planned, winner, command) if winner else {}
     if winner and job.register_as:
-        files["model"] = replace(run, run_id=winner.run).register(job.register_as)
+        files["model"] = replace(run, run_id=winner.run).register(job.register_as, champion=True)
     files |= {"table": storage.join(folder, TABLE), "values": storage.join(folder, DATA), "page": storage.join(folder, PAGE)}
     text = sweep_table(job, space, trials, command=command)
     for name, content in ((TABLE, text), (DATA, sweep_csv(space, trials)), (PAGE, sweep_page(job, space, trials, files))):

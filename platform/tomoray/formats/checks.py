@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from tomoray.tomogram import Box, FormatError, Triple
 
+VALUE_BYTES = 64  # of a number or a short text as a Python object
 VOXEL_SIZE_TOLERANCE = 0.01  # folder names round 10.012 to 10.0; a wrong binning is a factor of two
 
 
@@ -69,6 +71,24 @@ def check_fits_memory(where: str, needed_bytes: int) -> None:
             f"{where}: {needed_bytes:,} bytes of values are asked for and this machine has {available:,} bytes of memory; "
             "read the volume in boxes, or bin it, or check that the header is right"
         )
+
+
+def check_table_fits_memory(where: str, content: bytes) -> None:
+    """Stop before a Parquet file is unpacked that memory cannot hold: a value that repeats takes no room in it, but does in memory.
+
+    Raises
+    ------
+    FormatError
+        If it has more values than this machine's memory could hold as Python objects.
+    pyarrow.ArrowException
+        If it is no Parquet file.
+    """
+    import pyarrow.parquet as pq
+
+    about = pq.read_metadata(io.BytesIO(content))
+    groups = [about.row_group(group) for group in range(about.num_row_groups)]
+    values = sum(max(0, group.column(column).num_values) for group in groups for column in range(group.num_columns))
+    check_fits_memory(where, max(values, about.num_rows) * VALUE_BYTES)
 
 
 def memory_bytes(cgroup_limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
