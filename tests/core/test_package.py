@@ -26,7 +26,7 @@ JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 LAYERS = [
     ["config", "tomogram"],
     [
-        *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
+        *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "crops", "patches", "targets", "augment", "losses", "networks"),
         *("peaks", "risks", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
     ],
     ["methods"],

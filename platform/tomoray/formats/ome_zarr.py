@@ -152,6 +152,13 @@ class _ZarrVoxels:
                 raise FormatError(f"{self.uri}: chunk {chunk} cannot be decoded ({error}); the file is damaged: fetch or write it again") from None
         return values.transpose([sorted(self.zyx_axes).index(axis) for axis in self.zyx_axes])
 
+    def bytes_of(self, box: Box, /) -> int:
+        """Return how many bytes the chunks hold that a box touches, before compression."""
+        bounds = box_bounds(self.uri, box, self.shape)
+        chunks = [self.array.chunks[axis] for axis in self.zyx_axes]
+        touched = (-(-stop // size) - start // size if stop > start else 0 for (start, stop), size in zip(bounds, chunks, strict=True))
+        return math.prod(touched) * math.prod(chunks) * self.dtype.itemsize
+
     def _warn_of_absent_chunks(self) -> None:
         if storage.protocol(self.uri) in ("http", "https"):  # no listing there
             return
