@@ -45,7 +45,10 @@ class Voxels(Protocol):
 
 @runtime_checkable
 class Stored(Protocol):
-    """What readers of files know beyond `Voxels`: what a box costs."""
+    """What readers of files know beyond `Voxels`: what a box costs, and what was asked for so far."""
+
+    @property
+    def bytes_read(self) -> int: ...
 
     def bytes_of(self, box: Box, /) -> int: ...
 
@@ -126,6 +129,11 @@ class Tomogram:
             return self.voxels.bytes_of(box)
         lengths = [len(range(*part.indices(length))) for part, length in zip(box, self.shape, strict=True)]
         return math.prod(lengths) * self.voxels.dtype.itemsize
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of its file were read since it was opened, as they are stored; 0 for values in memory."""
+        return self.voxels.bytes_read if isinstance(self.voxels, Stored) else 0
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,13 @@ def open_mrc(uri: storage.Uri, *, name: str, voxel_angstrom: float | None = None
     head = storage.read_ranges(uri, [(0, _HEADER_BYTES)])[0]
     unpack = _PACKINGS.get(head[:3])
     if unpack is None:
-        content, layout = None, _read_layout(where, head, permissive)
+        content, layout, already = None, _read_layout(where, head, permissive), 0
         _check_length(where, layout, storage.size_bytes(uri))
     else:
+        packed = storage.read_bytes(uri)
+        already = len(packed)
         try:
-            with unpack(io.BytesIO(storage.read_bytes(uri))) as stream:
+            with unpack(io.BytesIO(packed)) as stream:
                 head = stream.read(_HEADER_BYTES)
                 layout = _read_layout(where, head, permissive)
                 check_fits_memory(where, layout.end_byte)
@@ -68,7 +70,7 @@ def open_mrc(uri: storage.Uri, *, name: str, voxel_angstrom: float | None = None
     voxel = agreed_voxel_size(where, layout.voxel_angstrom, voxel_angstrom)
     for warning in layout.warnings:
         warnings.warn(f"{where}: {warning}", UserWarning, stacklevel=3)
-    return Tomogram(name, _MrcVoxels(where, layout, content), voxel, layout.origin_angstrom, where)
+    return Tomogram(name, _MrcVoxels(where, layout, content, already), voxel, layout.origin_angstrom, where)
 
 
 def write_mrc(uri: storage.Uri, tomogram: Tomogram) -> None:
@@ -122,13 +124,14 @@ class _Layout:
         return self.first_byte + math.prod(self.stored_shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True)
+@dataclass
 class _MrcVoxels:
     """Values of a file, read box by box. Holds no open file, so that it travels to workers as its name (or its unpacked content)."""
 
     uri: str
     layout: _Layout
     content: bytes | None = field(default=None, repr=False)
+    bytes_read: int = field(default=0, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -142,6 +145,7 @@ class _MrcVoxels:
         stored = self._stored(box)
         lengths = [stop - start for start, stop in stored]
         check_fits_memory(self.uri, math.prod(lengths) * self.dtype.itemsize)
+        self.bytes_read += self.bytes_of(box)
         if 0 in lengths:
             values = np.empty(lengths, self.dtype)
         elif self.is_mapped:

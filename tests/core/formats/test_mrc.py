@@ -420,3 +420,14 @@ def test_s3_truncated_after_opening(s3_bucket: str) -> None:
     storage.write_bytes(uri, storage.read_bytes(uri)[:-5])
     with pytest.raises(FormatError, match="holds 1,859 bytes where its header promises 1,864"):
         tomogram.read()
+
+
+@pytest.mark.parametrize("ending", [".mrc", ".mrc.gz"])
+def test_bytes_that_were_read_are_counted(tmp_path: Path, ending: str) -> None:
+    """Planted: unpacked bytes counted instead of those of the file."""
+    path = tmp_path / f"a{ending}"
+    write_mrc(path, Tomogram("a", numbers(), (10.0, 10.0, 10.0)))
+    tomogram = open_tomogram(path)
+    tomogram.read(np.s_[1:3, 2:5, 3:7])
+    tomogram.read(np.s_[1:1, 2:5, 3:7])
+    assert tomogram.bytes_read == (path.stat().st_size if ending.endswith(".gz") else 2 * 3 * 4 * 4)
