@@ -26,8 +26,8 @@ JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 LAYERS = [
     ["config", "tomogram"],
     [
-        *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "crops", "patches", "targets", "augment", "losses", "networks"),
-        *("peaks", "risks", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
+        *("formats", "storage", "simulate", "catalogue", "index", "ingest", "preprocessing", "crops", "patches", "targets"),
+        *("augment", "losses", "networks", "peaks", "risks", "scoring", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
     ],
     ["methods"],
     ["training", "picking", "inference", "memory"],
