@@ -98,7 +98,7 @@ def blur(crop: Tensor, sigma_vox: float) -> Tensor:
     """Return a crop `(1, d, h, w)` smoothed by a Gaussian of `sigma_vox` voxels; 0 changes nothing."""
     if sigma_vox <= 0:
         return crop
-    reach = max(1, round(3 * sigma_vox))
+    reach = blur_reach(sigma_vox)
     weights = torch.exp(-(torch.arange(-reach, reach + 1, device=crop.device, dtype=crop.dtype) ** 2) / (2 * sigma_vox**2))
     weights = weights / weights.sum()
     smooth = crop[None]
@@ -109,6 +109,11 @@ def blur(crop: Tensor, sigma_vox: float) -> Tensor:
         padding[4 - 2 * axis] = padding[5 - 2 * axis] = reach
         smooth = F.conv3d(F.pad(smooth, padding, mode="replicate"), weights.reshape(1, 1, *size))
     return smooth[0]
+
+
+def blur_reach(sigma_vox: float) -> int:
+    """Return how many voxels away `blur` looks."""
+    return max(1, round(3 * sigma_vox))
 
 
 def _per_crop(values: Tensor, volume: Tensor) -> Tensor:

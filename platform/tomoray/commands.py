@@ -24,7 +24,7 @@ from tomoray.formats.clicks import Told
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
-from tomoray.jobs import DemoJob, IndexJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
+from tomoray.jobs import DemoJob, IndexJob, IngestJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
 from tomoray.models import with_checkpoints
 from tomoray.report import draw_picks, write_report
 from tomoray.score_table import score_table
@@ -55,6 +55,7 @@ def run(verb: str, job: Settings, *, dry_run: bool = False) -> int:
     commands: dict[str, Callable[[Any, bool], int]] = {
         "simulate": simulate,
         "index": make_index,
+        "ingest": ingest,
         "train": train,
         "study": study,
         "tune": tune,
@@ -149,6 +150,23 @@ def _tell(problems: Sequence[Problem]) -> None:
     for kind, count in alike.items():
         if count > WARNINGS_SHOWN:
             say(f"warning: and {count - WARNINGS_SHOWN} more that begin with {kind.lstrip(': ')!r}")
+
+
+def ingest(job: IngestJob, dry_run: bool = False) -> int:
+    """Rewrite tomograms for training and say where their catalogue is; status 3 where some could not be rewritten."""
+    from tomoray.cluster import ingest as ingesting
+    from tomoray.ingest import finished_rows
+
+    if dry_run:
+        rows, layout = read_catalogue(job.catalogue), ingesting.layout_of(job)
+        left = len(rows) - len(finished_rows(rows, job.output, layout))
+        say(f"would ingest {left} of {len(rows)} tomograms in chunks of {layout.chunk_vox} and shards of {layout.shard_vox} voxels")
+        return DONE
+    ingested = ingesting.ingest_all(job)
+    for failure in ingested.failures:
+        say(f"failed: {failure.tomogram_id}: {failure.reason}")
+    say(f"{ingested.rows} tomograms ingested ({ingested.now} now), {len(ingested.failures)} failed -> {ingested.catalogue}")
+    return SOME_FAILED if ingested.failures else DONE
 
 
 def train(job: TrainJob, dry_run: bool = False) -> int:

@@ -96,6 +96,18 @@ class IndexJob(Job):
     permissive: bool = Field(False, description="read files that break their format where their meaning is clear")
 
 
+class IngestJob(Job):
+    """Rewrite a catalogue's tomograms for training: OME-Zarr in shards, chunks that fit the crops, float16 where it loses nothing."""
+
+    catalogue: str = Field("data/catalogue.parquet", description="catalogue of the tomograms to rewrite")
+    output: str = Field("data/ingested", description="folder or s3:// prefix for tomograms, picks and the new catalogue.parquet")
+    patch_vox: EvenSize = Field(96, description="edge of the crops that training will cut, in voxels; chunks have half of it")
+    shard_vox: PositiveInt = Field(256, description="about how many voxels the edge of a file (shard) has; it holds whole chunks")
+    dtype: Literal["auto", "float32"] = Field("auto", description="auto: float16 where rounding is lost in the noise; 8 and 16 bits stay as they are")
+    readers: PositiveInt = Field(2, description="tomograms rewritten at the same time")
+    permissive: bool = Field(False, description="read files that break their format where their meaning is clear")
+
+
 class OptimizerSettings(Settings):
     """Adam, and how its rate falls."""
 
@@ -370,6 +382,7 @@ class DemoJob(Settings):
 JOBS: dict[str, type[Settings]] = {
     "simulate": SimulateJob,
     "index": IndexJob,
+    "ingest": IngestJob,
     "train": TrainJob,
     "study": StudyJob,
     "tune": TuneJob,

@@ -9,19 +9,25 @@ Nothing half-written is ever seen under its name: local files are written beside
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
 
 Uri = str | Path
+Result = TypeVar("Result")
 
 _REMOTE = ("s3", "http", "https")
+ATTEMPTS = 3  # at what fails although each request was tried several times: a server may be down for longer than they wait
 UNFINISHED = ".partial"  # how the name ends of a folder in which something is being written
 
 
@@ -194,6 +200,25 @@ def remove_unfinished(folder: Uri) -> None:
     if is_local(folder):
         for left in local_path(folder).glob(f".*{UNFINISHED}"):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def patiently(action: Callable[[], Result], uri: Uri) -> Result:
+    """Return what an action on storage returns, trying again where it failed for a reason that may pass.
+
+    Raises
+    ------
+    OSError
+        If it failed each time, or because something is missing or forbidden.
+    """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return action()
+        except (FileNotFoundError, PermissionError):
+            raise
+        except OSError as error:
+            log.warning("%s: %s; trying again", as_text(uri), error)
+            time.sleep(2 ** (attempt - 1))
+    return action()
 
 
 @contextmanager

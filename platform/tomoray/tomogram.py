@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 Contrast = Literal["dark", "bright"]
 Box = tuple[slice, slice, slice]
 Triple = tuple[float, float, float]
+
+EVERYTHING: Box = (slice(None), slice(None), slice(None))
 
 ANISOTROPY_TOLERANCE = 1e-3  # the CZII files differ between axes in the 7th digit; an angstrom of error in a micrometre
 
@@ -39,6 +41,16 @@ class Voxels(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def __getitem__(self, box: Box, /) -> Any: ...
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """What readers of files know beyond `Voxels`: what a box costs, and what was asked for so far."""
+
+    @property
+    def bytes_read(self) -> int: ...
+
+    def bytes_of(self, box: Box, /) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -108,9 +120,20 @@ class Tomogram:
         FormatError
             If the file holds less than it promised, or something that cannot be decoded.
         """
-        everything = (slice(None), slice(None), slice(None))
-        values = np.asarray(self.voxels[box if box is not None else everything])
+        values = np.asarray(self.voxels[box if box is not None else EVERYTHING])
         return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+    def bytes_of(self, box: Box) -> int:
+        """Return how many bytes reading a box asks for, before compression: of whole chunks and rows where files have those."""
+        if isinstance(self.voxels, Stored):
+            return self.voxels.bytes_of(box)
+        lengths = [len(range(*part.indices(length))) for part, length in zip(box, self.shape, strict=True)]
+        return math.prod(lengths) * self.voxels.dtype.itemsize
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes of its file were read since it was opened, as they are stored; 0 for values in memory."""
+        return self.voxels.bytes_read if isinstance(self.voxels, Stored) else 0
 
 
 @dataclass(frozen=True)

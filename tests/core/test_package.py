@@ -26,8 +26,9 @@ JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 LAYERS = [
     ["config", "credentials", "provenance", "tomogram"],
     [
-        *("formats", "storage", "simulate", "catalogue", "index", "preprocessing", "patches", "targets", "augment", "losses", "networks"),
-        *("peaks", "risks", "score_table", "scoring", "soft_f1", "suppression", "threshold_curves", "thresholds", "tiles", "views"),
+        *("formats", "storage", "simulate", "catalogue", "index", "ingest", "preprocessing", "crops", "patches", "targets"),
+        *("augment", "losses", "networks", "peaks", "risks", "score_table", "scoring", "soft_f1", "suppression", "threshold_curves", "thresholds"),
+        *("tiles", "views"),
     ],
     ["methods"],
     ["training", "picking", "inference", "memory"],

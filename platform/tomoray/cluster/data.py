@@ -1,14 +1,16 @@
 """From catalogue rows to a stream of crops, with Ray Data.
 
-A stream follows a *plan*: one visit per item, each with its tomogram and its own random numbers. A visit reads a tomogram once, in the
-task that cuts it, and only crops as float16 travel on. A plan has no epochs, and a restarted run goes on behind the visits it has seen.
+A stream follows a *plan*: one visit per item, each with its tomogram and its own random numbers. A visit opens a tomogram once, in the
+task that cuts it, reads of it what its crops need (`tomoray.crops`), and only crops as float16 travel on. A plan has no epochs, and a
+restarted run goes on behind the visits it has seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,15 +23,17 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 
 from tomoray.catalogue import CatalogueRow, read_row_picks
 from tomoray.cluster.pace import Pace
+from tomoray.crops import Scales, read_crops
 from tomoray.formats import open_tomogram
 from tomoray.jobs import CropSettings
-from tomoray.patches import cut, draw_corners, grid_walk, particle_points, points_near
-from tomoray.preprocessing import prepare
+from tomoray.patches import draw_corners, grid_walk, particle_points, points_near
+from tomoray.preprocessing import Preparation
 from tomoray.targets import reach_vox
 from tomoray.tomogram import Contrast, Particle
 
 PARTICLES_PER_CROP = 256  # slots that travel with every crop; unused ones cost four kilobytes
 CROPS_PER_BLOCK = 8
+MEASURED: Scales = {}  # by this process: tasks of one worker share what they had to read whole tomograms for
 
 
 @dataclass(frozen=True)
@@ -80,26 +84,30 @@ def crop_stream(source: CropSource, visits: Callable[[], tuple[int, int]]) -> Ca
 
 def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the crops of each visit, a few at a time: `volume` `(n, p, p, p)` float16 and `particles` `(n, slots, 4)` float32."""
-    settings, halo = source.crops, reach_vox(source.particles, source.voxel_angstrom)
+    halo = reach_vox(source.particles, source.voxel_angstrom)
     for visit, index in zip(batch["visit"], batch["row"], strict=True):
         row = source.rows[int(index)]
-        rng = np.random.default_rng((source.seed, int(visit)))
         tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
-        volume, voxel = prepare(
-            tomogram, contrast=row.contrast, to_voxel_angstrom=source.voxel_angstrom, to_contrast=source.contrast, clip_sd=source.clip_sd
-        )
-        points = particle_points(read_row_picks(row), source.particles, voxel) if source.labelled else np.empty((0, 4))
-        if settings.layout == "grid":
-            earlier = int(visit) // len(source.rows)  # each lap of the plan visits each row once
-            corners = grid_walk(volume.shape, settings.patch_vox, earlier, settings.per_visit, (source.seed, int(index)))
-        else:
-            corners = draw_corners(rng, volume.shape, settings.patch_vox, points, settings.per_visit, centred_fraction=settings.centred_fraction)
+        wanted = Preparation(row.contrast, source.voxel_angstrom, source.contrast, source.clip_sd)
+        points = particle_points(read_row_picks(row), source.particles, wanted.voxel_angstrom(tomogram)) if source.labelled else np.empty((0, 4))
+        corners = visit_corners(source, int(visit), int(index), wanted.shape(tomogram), points)
+        crops = read_crops(tomogram, row, corners, source.crops.patch_vox, wanted, MEASURED)
         for group in np.array_split(corners, -(-len(corners) // CROPS_PER_BLOCK)):
-            near = [points_near(points, corner, settings.patch_vox, halo) for corner in group]
+            near = [points_near(points, corner, source.crops.patch_vox, halo) for corner in group]
             yield {
-                "volume": np.stack([cut(volume, corner, settings.patch_vox) for corner in group]).astype(np.float16),
+                "volume": np.stack([crop.astype(np.float16) for crop in islice(crops, len(group))]),
                 "particles": np.stack([_slots(p, row.uri) for p in near]),
             }
+
+
+def visit_corners(source: CropSource, visit: int, index: int, shape: Sequence[int], points: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the `(n, 3)` corners of one visit's crops."""
+    settings = source.crops
+    if settings.layout == "grid":
+        earlier = visit // len(source.rows)  # each lap of the plan visits each row once
+        return grid_walk(shape, settings.patch_vox, earlier, settings.per_visit, (source.seed, index))
+    rng = np.random.default_rng((source.seed, visit))
+    return draw_corners(rng, shape, settings.patch_vox, points, settings.per_visit, centred_fraction=settings.centred_fraction)
 
 
 def _slots(points: NDArray[np.float64], uri: str) -> NDArray[np.float32]:

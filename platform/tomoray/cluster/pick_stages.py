@@ -6,12 +6,11 @@ that does not answer, here; a process that dies, by Ray, as often as `pick` lets
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +32,8 @@ from tomoray.results import table_uri
 from tomoray.tiles import Window
 from tomoray.tomogram import FormatError, Tomogram
 
-log = logging.getLogger(__name__)
-
-ATTEMPTS = 3  # at reading or writing where storage fails for a reason that may pass
 CPU_MEMORY = 0.5  # of what is free when actors start; the object store and readers take the other half
 REPORTED = ("tomogram_id", "error", "read_s", "values_bytes")
-
-Result = TypeVar("Result")
 
 
 def items(rows: Sequence[CatalogueRow]) -> list[dict[str, Any]]:
@@ -52,7 +46,7 @@ def read(row: dict[str, Any], *, card: Card, permissive: bool) -> dict[str, Any]
     began = time.perf_counter()
     volume, voxel, error, values_bytes = np.zeros((1, 1, 1), np.float32), (0.0, 0.0, 0.0), "", 0
     try:
-        tomogram = patiently(partial(_load, row, permissive), row["uri"])
+        tomogram = storage.patiently(partial(_load, row, permissive), row["uri"])
         values_bytes = int(np.asarray(tomogram.voxels).nbytes)
         volume, voxel = prepare(
             tomogram, contrast=row["contrast"], to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast, clip_sd=card.clip_sd
@@ -68,25 +62,6 @@ def _load(row: dict[str, Any], permissive: bool) -> Tomogram:
     """Return a tomogram with its values in memory."""
     tomogram = open_tomogram(row["uri"], name=row["run"], voxel_angstrom=float(row["voxel_angstrom"]), permissive=permissive)
     return replace(tomogram, voxels=tomogram.read())
-
-
-def patiently(action: Callable[[], Result], uri: str) -> Result:
-    """Return what an action on storage returns, trying again where it failed for a reason that may pass.
-
-    Raises
-    ------
-    OSError
-        If it failed each time, or because something is missing or forbidden.
-    """
-    for attempt in range(1, ATTEMPTS):
-        try:
-            return action()
-        except (FileNotFoundError, PermissionError):
-            raise
-        except OSError as error:
-            log.warning("%s: %s; trying again", uri, error)
-            time.sleep(2 ** (attempt - 1))
-    return action()
 
 
 class Predict:
@@ -140,7 +115,7 @@ def commit(row: dict[str, Any], *, folder: str) -> dict[str, Any]:
     uri = table_uri(folder, row["tomogram_id"])
     if not error:
         try:
-            patiently(partial(storage.write_bytes, uri, row["table"]), uri)
+            storage.patiently(partial(storage.write_bytes, uri, row["table"]), uri)
         except OSError as reason:
             error = str(reason)
     reported = {key: value for key, value in row.items() if key != "table"}

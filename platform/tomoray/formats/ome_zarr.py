@@ -12,7 +12,8 @@ import lzma
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ from pydantic import BaseModel, Field, ValidationError
 from tomoray import storage
 from tomoray.formats.checks import agreed_voxel_size, box_bounds, check_fits_memory
 from tomoray.tomogram import Box, FormatError, Tomogram, Triple
+
+CHUNKS_AT_ONCE = 64  # in one box; larger ones are left to zarr, which fetches whole shards where it can
 
 _ANGSTROM = {"angstrom": 1.0, "picometer": 0.01, "nanometer": 10.0, "micrometer": 1e4}
 _UNDECODABLE = (RuntimeError, ValueError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)  # what zarr's codecs raise, one by one
@@ -79,40 +82,67 @@ def open_ome_zarr(uri: storage.Uri, *, name: str, voxel_angstrom: float | None =
     return Tomogram(name, _ZarrVoxels(where, array, zyx_axes), agreed_voxel_size(where, voxel, voxel_angstrom), origin, where)
 
 
-def write_ome_zarr(uri: storage.Uri, tomogram: Tomogram, *, zarr_format: Literal[2, 3] = 2, chunk_vox: int = 64, levels: int = 1) -> None:
+def write_ome_zarr(
+    uri: storage.Uri,
+    tomogram: Tomogram,
+    *,
+    zarr_format: Literal[2, 3] = 2,
+    chunk_vox: int = 64,
+    shard_vox: int = 0,
+    levels: int = 1,
+    about: Mapping[str, Any] | None = None,
+) -> None:
     """Write a volume as OME-Zarr 0.4 (zarr v2) or 0.5 (zarr v3) in angstrom, each level half as fine as the one before.
 
-    Every chunk is written, also one of nothing but zeros, so that a missing chunk always means a loss.
+    Every chunk is written, also one of nothing but zeros, so that a missing chunk always means a loss. With `shard_vox`, files hold that
+    many voxels along each axis, in chunks of which each has its checksum (crc32c); then values are read one layer of shards after another,
+    so that a single level takes no more memory than that. `about` is kept under `tomoray` in the image's attributes.
 
     Raises
     ------
     ValueError
-        If there are fewer voxels than that many levels need.
+        If there are fewer voxels than that many levels need, or shards are not whole numbers of chunks, or asked of zarr v2.
     """
-    import numcodecs
     import zarr
 
     if levels < 1 or min(tomogram.shape) < 2**levels:
         raise ValueError(f"{uri}: {levels} levels of a volume of {tomogram.shape}; the coarsest must keep two voxels along each axis: ask for fewer")
-    compressor: Any = numcodecs.Blosc("lz4", clevel=5) if zarr_format == 2 else zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
-    values = tomogram.read()
+    if shard_vox and (zarr_format == 2 or shard_vox % chunk_vox):
+        raise ValueError(f"{uri}: shards of {shard_vox} and chunks of {chunk_vox} voxels; shards are zarr v3 and hold whole chunks: give a multiple")
     with storage.new_folder(uri) as folder:
         group = zarr.create_group(zarr.storage.LocalStore(folder), zarr_format=zarr_format)
-        for level in range(levels):
-            values = values if level == 0 else _halved(values)
-            array = group.create_array(
-                str(level),
-                shape=values.shape,
-                chunks=tuple(min(chunk_vox, length) for length in values.shape),
-                dtype=values.dtype.newbyteorder("<") if zarr_format == 2 else values.dtype,
-                compressors=compressor,
-                fill_value=0,
-                chunk_key_encoding={"name": "v2" if zarr_format == 2 else "default", "separator": "/"},
-                dimension_names=None if zarr_format == 2 else ["z", "y", "x"],
-                config={"write_empty_chunks": True},
-            )
-            array[:] = values
-        group.attrs.update(_attributes(tomogram, zarr_format, levels))
+        if levels == 1:
+            array = _create_array(group, 0, tomogram.shape, tomogram.voxels.dtype, chunk_vox, shard_vox)
+            depth = (array.shards or array.shape)[0]
+            for z in range(0, tomogram.shape[0], depth):
+                array[z : z + depth] = tomogram.read((slice(z, z + depth), slice(None), slice(None)))
+        else:
+            values = tomogram.read()
+            for level in range(levels):
+                values = values if level == 0 else _halved(values)
+                _create_array(group, level, values.shape, values.dtype, chunk_vox, shard_vox)[:] = values
+        group.attrs.update(_attributes(tomogram, zarr_format, levels) | ({"tomoray": dict(about)} if about else {}))
+
+
+def _create_array(group: Any, level: int, shape: Sequence[int], dtype: np.dtype[Any], chunk_vox: int, shard_vox: int) -> Any:
+    import numcodecs
+    import zarr
+
+    old = group.metadata.zarr_format == 2
+    compressor: Any = numcodecs.Blosc("lz4", clevel=5) if old else zarr.codecs.BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+    chunks = tuple(chunk_vox if shard_vox else min(chunk_vox, length) for length in shape)
+    return group.create_array(
+        str(level),
+        shape=shape,
+        chunks=chunks,
+        shards=tuple(min(shard_vox, -(-length // chunk_vox) * chunk_vox) for length in shape) if shard_vox else None,
+        dtype=dtype.newbyteorder("<") if old else dtype,
+        compressors=[compressor, zarr.codecs.Crc32cCodec()] if shard_vox else compressor,
+        fill_value=0,
+        chunk_key_encoding={"name": "v2" if old else "default", "separator": "/"},
+        dimension_names=None if old else ["z", "y", "x"],
+        config={"write_empty_chunks": True},
+    )
 
 
 @dataclass
@@ -144,7 +174,7 @@ class _ZarrVoxels:
             stored[axis] = slice(start, stop)
         with storage.plain_errors(self.uri):
             try:
-                values = np.asarray(self.array[tuple(stored)])
+                values = self._read(stored)
             except _UNDECODABLE as error:
                 chunk = self._first_broken_chunk(stored)
                 if chunk is None:
@@ -152,14 +182,48 @@ class _ZarrVoxels:
                 raise FormatError(f"{self.uri}: chunk {chunk} cannot be decoded ({error}); the file is damaged: fetch or write it again") from None
         return values.transpose([sorted(self.zyx_axes).index(axis) for axis in self.zyx_axes])
 
+    def bytes_of(self, box: Box, /) -> int:
+        """Return how many bytes the chunks hold that a box touches, before compression."""
+        bounds = box_bounds(self.uri, box, self.shape)
+        chunks = [self.array.chunks[axis] for axis in self.zyx_axes]
+        touched = (-(-stop // size) - start // size if stop > start else 0 for (start, stop), size in zip(bounds, chunks, strict=True))
+        return math.prod(touched) * math.prod(chunks) * self.dtype.itemsize
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes the store has handed out so far, compressed as they lie there."""
+        return int(self.array.store.bytes_read)
+
+    def _read(self, stored: Sequence[Any]) -> NDArray[Any]:
+        """Return a box; what lies in one remote shard zarr would fetch chunk after chunk, so those come side by side."""
+        cuts = [self._cut_at_chunks(part, size) for part, size in zip(stored, self.array.chunks, strict=True)]
+        if self.array.shards is None or storage.is_local(self.uri) or not 1 < math.prod(map(len, cuts)) <= CHUNKS_AT_ONCE:
+            return np.asarray(self.array[tuple(stored)])
+        spans = [part for part in stored if isinstance(part, slice)]
+        values = np.empty([span.stop - span.start for span in spans], self.dtype)
+        pieces = list(itertools.product(*cuts))
+        with ThreadPoolExecutor(len(pieces)) as pool:
+            for piece, part in zip(pieces, pool.map(self.array.__getitem__, pieces), strict=True):
+                inner = [one for one in piece if isinstance(one, slice)]
+                values[tuple(slice(i.start - s.start, i.stop - s.start) for i, s in zip(inner, spans, strict=True))] = part
+        return values
+
+    def _cut_at_chunks(self, part: Any, size: int) -> list[Any]:
+        if isinstance(part, int):
+            return [part]
+        edges = [part.start, *range((part.start // size + 1) * size, part.stop, size), part.stop]
+        return [slice(low, high) for low, high in itertools.pairwise(edges)]
+
     def _warn_of_absent_chunks(self) -> None:
         if storage.protocol(self.uri) in ("http", "https"):  # no listing there
             return
+        what, per_object = ("chunks", 1) if self.array.shards is None else ("shards", math.prod(self._grid) // math.prod(self.array.chunks))
+        objects = math.prod(-(-length // size) for length, size in zip(self.array.shape, self._grid, strict=True))
         with storage.plain_errors(self.uri):
-            absent = self.array.nchunks - self.array.nchunks_initialized
+            absent = objects - self.array.nchunks_initialized // per_object
         if absent:
             text = (
-                f"{self.uri}: {absent} of {self.array.nchunks} chunks of array {self.array.path!r} are absent and read as "
+                f"{self.uri}: {absent} of {objects} {what} of array {self.array.path!r} are absent and read as "
                 f"{self.array.fill_value}; particles there cannot be found: fetch the file again unless its writer leaves out empty chunks"
             )
             warnings.warn(text, UserWarning, stacklevel=4)
@@ -185,9 +249,11 @@ class _ZarrVoxels:
 def _open_store(uri: storage.Uri) -> Any:
     from zarr.storage import FsspecStore, LocalStore
 
+    from tomoray.formats.zarr_store import CountedStore
+
     if storage.is_local(uri):
-        return LocalStore(storage.local_path(uri), read_only=True)
-    return FsspecStore.from_url(storage.as_text(uri), storage_options=storage.options(uri), read_only=True)
+        return CountedStore(LocalStore(storage.local_path(uri), read_only=True))
+    return CountedStore(FsspecStore.from_url(storage.as_text(uri), storage_options=storage.options(uri), read_only=True))
 
 
 def _read_attributes(uri: storage.Uri) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tomoray import storage
-from tomoray.formats import checks, is_tomogram, open_tomogram
+from tomoray.formats import checks, is_tomogram, mrc, open_tomogram
 from tomoray.formats.mrc import write_mrc
 from tomoray.tomogram import FormatError, Tomogram
 
@@ -376,18 +376,41 @@ def test_s3_reads_the_same_boxes(s3_bucket: str, tmp_path: Path, ending: str) ->
         open_tomogram(f"{s3_bucket}/runs/none{ending}")
 
 
-def test_s3_boxes_fetch_only_their_sections(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("gap_bytes", "starts", "length"),
+    [
+        (4 * 4, [2 * 80 + 10, 2 * 80 + 20, 3 * 80 + 10, 3 * 80 + 20], 5),  # 5 columns lie between two rows: each by itself
+        (4 * 5, [2 * 80 + 10, 3 * 80 + 10], 15),  # 65 values lie between two sections
+        (4 * 65, [2 * 80 + 10], 95),
+    ],
+)
+def test_s3_boxes_fetch_short_gaps_along(gap_bytes: int, starts: list[int], length: int, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: sections joined by the gap between rows; a range that ends where its last row does in the file."""
     truth = numbers(shape=(6, 8, 10))
     write_mrc(f"{s3_bucket}/a.mrc", Tomogram("a", truth, (10.0, 10.0, 10.0)))
     tomogram = open_tomogram(f"{s3_bucket}/a.mrc")
     asked: list[tuple[int, int]] = []
     read_ranges = storage.read_ranges
     monkeypatch.setattr(storage, "read_ranges", lambda uri, ranges: asked.extend(ranges) or read_ranges(uri, ranges))
-    tomogram.read(np.s_[2:4, 1:3, 0:5])
-    assert asked == [(1024 + 4 * (2 * 80 + 10), 1024 + 4 * (2 * 80 + 30)), (1024 + 4 * (3 * 80 + 10), 1024 + 4 * (3 * 80 + 30))]
+    monkeypatch.setattr(mrc, "GAP_BYTES", gap_bytes)
+    box = np.s_[2:4, 1:3, 0:5]
+    assert np.array_equal(tomogram.read(box), truth[box])
+    assert asked == [(1024 + 4 * start, 1024 + 4 * (start + length)) for start in starts]
+    assert tomogram.bytes_of(box) == 4 * length * len(starts)
     asked.clear()
-    tomogram.read()
-    assert asked == [(1024, 1024 + 4 * 480)]
+    monkeypatch.setattr(mrc, "PART_BYTES", 1000)
+    assert np.array_equal(tomogram.read(), truth)
+    assert asked == [(1024, 2024), (2024, 1024 + 4 * 480)]
+
+
+def test_a_crop_of_a_large_file_takes_a_request_for_each_section() -> None:
+    """What the docstring of `_ranges` says, without the file."""
+    shape = (184, 630, 630)
+    layout = mrc._Layout(np.dtype("<f4"), shape, (0, 1, 2), 1024, None, (0.0, 0.0, 0.0), ())
+    ranges, _ = mrc._ranges(layout, [(40, 136), (100, 196), (200, 296)])
+    assert len(ranges) == 96
+    assert {stop - start for start, stop in ranges} == {4 * (95 * 630 + 96)}
+    assert mrc._ranges(layout, [(0, n) for n in shape])[0] == [(1024, 1024 + 4 * 184 * 630 * 630)]
 
 
 def test_s3_truncated_after_opening(s3_bucket: str) -> None:
@@ -397,3 +420,14 @@ def test_s3_truncated_after_opening(s3_bucket: str) -> None:
     storage.write_bytes(uri, storage.read_bytes(uri)[:-5])
     with pytest.raises(FormatError, match="holds 1,859 bytes where its header promises 1,864"):
         tomogram.read()
+
+
+@pytest.mark.parametrize("ending", [".mrc", ".mrc.gz"])
+def test_bytes_that_were_read_are_counted(tmp_path: Path, ending: str) -> None:
+    """Planted: unpacked bytes counted instead of those of the file."""
+    path = tmp_path / f"a{ending}"
+    write_mrc(path, Tomogram("a", numbers(), (10.0, 10.0, 10.0)))
+    tomogram = open_tomogram(path)
+    tomogram.read(np.s_[1:3, 2:5, 3:7])
+    tomogram.read(np.s_[1:1, 2:5, 3:7])
+    assert tomogram.bytes_read == (path.stat().st_size if ending.endswith(".gz") else 2 * 3 * 4 * 4)

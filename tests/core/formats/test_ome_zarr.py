@@ -335,3 +335,82 @@ def test_s3_reads_the_same_boxes(s3_bucket: str, zarr_format: Any) -> None:
         open_tomogram(uri).read(np.s_[0:1, 0:1, 0:1])
     with pytest.raises(FileNotFoundError, match=r"runs/none\.zarr: there is no such file or folder; check .* the bucket and the endpoint"):
         open_tomogram(f"{s3_bucket}/runs/none.zarr")
+
+
+def write_sharded(path: Path | str, values: NDArray[Any], **options: Any) -> None:
+    write_ome_zarr(path, Tomogram("a", values, (10.0, 10.0, 10.0)), **({"zarr_format": 3, "chunk_vox": 4, "shard_vox": 8} | options))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "i1"])
+def test_sharded_files_read_back_the_same(tmp_path: Path, dtype: str) -> None:
+    """Nine voxels along z are two layers of shards, which are written one after the other."""
+    values = numbers(dtype)
+    write_sharded(tmp_path / "a.zarr", values, about={"rounding": 0.5})
+    assert sorted(path.name for path in (tmp_path / "a.zarr" / "0" / "c").iterdir()) == ["0", "1"]
+    tomogram = open_tomogram(tmp_path / "a.zarr")
+    assert np.array_equal(tomogram.read(), values)
+    assert np.array_equal(tomogram.read(np.s_[3:9, 2:3, 5:11]), values[3:9, 2:3, 5:11])
+    assert json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())["attributes"]["tomoray"] == {"rounding": 0.5}
+    with pytest.raises(ValueError, match=r"shards of 6 and chunks of 4 voxels; .* hold whole chunks: give a multiple"):
+        write_sharded(tmp_path / "b.zarr", values, shard_vox=6)
+    with pytest.raises(ValueError, match="shards are zarr v3"):
+        write_sharded(tmp_path / "b.zarr", values, zarr_format=2)
+
+
+def test_a_flipped_bit_in_a_shard_is_found(tmp_path: Path) -> None:
+    """Planted: checksums of the index only, which is what sharding has by itself."""
+    write_sharded(tmp_path / "a.zarr", numbers())
+    shard = tmp_path / "a.zarr" / "0" / "c" / "0" / "0" / "1"
+    content = bytearray(shard.read_bytes())
+    content[40] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(FormatError, match=r"chunk 0/c/0/0/1 cannot be decoded \(.*checksum.*\); the file is damaged"):
+        open_tomogram(tmp_path / "a.zarr").read()
+
+
+def test_missing_shards_are_counted(tmp_path: Path) -> None:
+    """Planted: chunks that exist compared with those that the volume needs, of which a shard at its edge has fewer."""
+    write_sharded(tmp_path / "a.zarr", numbers())
+    open_tomogram(tmp_path / "a.zarr").read()  # without a warning
+    (tmp_path / "a.zarr" / "0" / "c" / "1" / "1" / "0").unlink()
+    with pytest.warns(UserWarning, match="1 of 8 shards of array '0' are absent"):
+        open_tomogram(tmp_path / "a.zarr").read()
+
+
+def test_s3_reads_boxes_of_shards(s3_bucket: str) -> None:
+    write_sharded(f"{s3_bucket}/a.zarr", numbers())
+    tomogram = open_tomogram(f"{s3_bucket}/a.zarr")
+    for box in (np.s_[1:6, 3:10, 6:9], np.s_[2:3, 2:3, 2:3], np.s_[5:5, :, :]):
+        assert np.array_equal(tomogram.read(box), numbers()[box])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_box_reads_the_bytes_of_its_chunks(tmp_path: Path, zarr_format: Any) -> None:
+    values = numbers()
+    write_ome_zarr(tmp_path / "a.zarr", Tomogram("a", values, (10.0, 10.0, 10.0)), zarr_format=zarr_format, chunk_vox=4)
+    tomogram = open_tomogram(tmp_path / "a.zarr")
+    before = tomogram.bytes_read
+    box = np.s_[3:5, 0:4, 8:11]
+    tomogram.read(box)
+    parts = ("0", *(() if zarr_format == 2 else ("c",)))
+    assert tomogram.bytes_read - before == sum((tmp_path / "a.zarr").joinpath(*parts, z, "0", "2").stat().st_size for z in "01")
+    assert tomogram.bytes_of(box) == 2 * 4**3 * 4
+    assert tomogram.bytes_of(np.s_[3:3, 0:4, 8:11]) == 0
+
+
+@pytest.mark.parametrize(("chunk", "shard"), [(32, 0), (48, 240), (64, 256), (96, 0)])
+def test_a_crop_reads_at_most_twice_the_bytes_of_its_chunks(tmp_path: Path, chunk: int, shard: int) -> None:
+    """96^3 of a tomogram as large as those of CZII, of which only the chunks around the crop exist. Planted: whole shards read."""
+    group = zarr.create_group(tmp_path / "a.zarr")
+    shards = (shard,) * 3 if shard else None
+    codecs = [zarr.codecs.Crc32cCodec()]  # uncompressed, so that chunks are as large as they say
+    array = group.create_array("0", shape=(184, 630, 630), chunks=(chunk,) * 3, shards=shards, dtype="f2", compressors=codecs)
+    box = np.s_[50:146, 200:296, 330:426]
+    crop = np.random.default_rng(0).normal(size=(96, 96, 96)).astype("f2")
+    array[box] = crop
+    tomogram = open_tomogram(tmp_path / "a.zarr", voxel_angstrom=10.0)
+    with pytest.warns(UserWarning, match="are absent"):
+        assert np.array_equal(tomogram.read(box), crop)
+    chunks = np.prod([-(-part.stop // chunk) - part.start // chunk for part in box])
+    assert tomogram.bytes_of(box) == chunks * chunk**3 * 2
+    assert chunks * chunk**3 * 2 <= tomogram.bytes_read <= 1.1 * chunks * chunk**3 * 2  # with metadata, checksums and indexes of shards
