@@ -93,7 +93,7 @@ def test_soft_f1_and_a_plateau_under_two_workers_and_after_a_stop(local_ray: Non
     for key in ("val_soft_f1", "val_f1", "learning_rate"):
         assert [step for step, _ in logged(tracking, second.run.run_id, key)] == [3, 6, 9]
     assert {rate for _, rate in logged(tracking, second.run.run_id, "learning_rate")} == {0.003}, "no cosine beside it"
-    state = torch.load(next((tmp_path / "plateau").glob("checkpoint_*/state.pt")), weights_only=True)
+    state = torch.load(next((tmp_path / "plateau").rglob("state.pt")), weights_only=True)
     assert state["schedule"]["last_epoch"] == state["epochs"]
 
 
