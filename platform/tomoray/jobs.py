@@ -147,6 +147,7 @@ class ValidationSettings(Settings):
     every_epochs: PositiveInt = Field(5, description="epochs between validations; the last epoch is always validated")
     objective: Objective = Field("f1", description="what thresholds maximise: one-to-one F1 at half the radius, or the F4 of CZII")
     regularise: Regularise = Field("none", description="how thresholds are kept from fitting these tomograms; if so, what to expect is estimated too")
+    floor: Fraction = Field(0.02, description="candidates above this score are looked at; PU's scores may all lie lower where little is marked")
     best_by: Literal["objective", "soft_f1"] = Field(
         "objective", description="tells the best checkpoint: the objective of its picks, or how well scores fit what is marked, be it little"
     )

@@ -246,11 +246,9 @@ def score_picks(
     }
     if distance_angstrom is None:
         return scores
-    within = {"distance_angstrom": distance_angstrom}
-    return scores | {
-        f"F1@{distance_angstrom:g}A": f1_score(truth, picks, particles, **within),
-        f"F1@{distance_angstrom:g}A many-to-many": f1_many_to_many(truth, picks, particles, **within),
-    }
+    one_to_one = f1_score(truth, picks, particles, distance_angstrom=distance_angstrom)
+    many_to_many = f1_many_to_many(truth, picks, particles, distance_angstrom=distance_angstrom)
+    return scores | {f"F1@{distance_angstrom:g}A": one_to_one, f"F1@{distance_angstrom:g}A many-to-many": many_to_many}
 
 
 def match_one_to_one(truth_zyx: Positions, picks_zyx: Positions, limit_angstrom: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

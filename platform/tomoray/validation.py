@@ -45,7 +45,7 @@ def measure_of(validation: ValidationSettings) -> str:
 def look(picker: nn.Module, card: Card, row: CatalogueRow, job: TrainJob) -> Seen:
     """Return what a picker sees in a row's tomogram, as its card and the job's validation have it."""
     volume, voxel = _prepared(card, row)
-    candidates = _find(picker, card, row, volume, voxel)
+    candidates = _find(picker, card, row, job, volume, voxel)
     if job.validation.best_by != "soft_f1":
         return Seen(candidates)
     points = particle_points(known_picks(row, job), card.particles, voxel)
@@ -53,9 +53,9 @@ def look(picker: nn.Module, card: Card, row: CatalogueRow, job: TrainJob) -> See
     return Seen(candidates, soft_counts_of(picker, volume, points, radii, job.crops.patch_vox))
 
 
-def find_candidates(picker: nn.Module, card: Card, row: CatalogueRow) -> Picks:
-    """Return every candidate of a row's tomogram, seen and searched as a card says."""
-    return _find(picker, card, row, *_prepared(card, row))
+def find_candidates(picker: nn.Module, card: Card, row: CatalogueRow, job: TrainJob) -> Picks:
+    """Return every candidate of a row's tomogram above the floor of a job's validation, seen and searched as a card says."""
+    return _find(picker, card, row, job, *_prepared(card, row))
 
 
 def _prepared(card: Card, row: CatalogueRow) -> tuple[NDArray[np.float32], Triple]:
@@ -63,8 +63,9 @@ def _prepared(card: Card, row: CatalogueRow) -> tuple[NDArray[np.float32], Tripl
     return prepare(tomogram, contrast=row.contrast, to_voxel_angstrom=card.voxel_angstrom, to_contrast=card.contrast, clip_sd=card.clip_sd)
 
 
-def _find(picker: nn.Module, card: Card, row: CatalogueRow, volume: NDArray[np.float32], voxel: Triple) -> Picks:
-    return pick(picker, volume, card.particles, voxel, run=row.run, window=Window(tile_vox=card.tile_vox), finder=card.finder)
+def _find(picker: nn.Module, card: Card, row: CatalogueRow, job: TrainJob, volume: NDArray[np.float32], voxel: Triple) -> Picks:
+    window, floor = Window(tile_vox=card.tile_vox), job.validation.floor
+    return pick(picker, volume, card.particles, voxel, run=row.run, window=window, floor=floor, finder=card.finder)
 
 
 def known_picks(row: CatalogueRow, job: TrainJob) -> Picks:

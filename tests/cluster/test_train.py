@@ -78,6 +78,20 @@ def test_the_same_name_goes_on_and_other_settings_are_refused(local_ray: None, c
     assert read_card(second.checkpoint).method == "supervised"
 
 
+def test_soft_f1_and_a_plateau_under_two_workers_and_after_a_stop(local_ray: None, catalogue: str, tmp_path: Path, tracking: str) -> None:
+    """Planted: a plateau fed on rank 0 only, where the other worker has no value to step with; its state left out of the checkpoint."""
+    options = {"optimizer__schedule": "plateau", "validation__best_by": "soft_f1", "validation__every_epochs": 1, "clicks": 3}
+    job = small_train_job(catalogue, tmp_path, name="plateau", epochs=2, steps_per_epoch=3, **options)
+    first = train(job)
+    assert first.card.validation["soft_f1"] > 0
+    second = train(job.model_copy(update={"epochs": 3}))
+    for key in ("val_soft_f1", "val_f1", "learning_rate"):
+        assert [step for step, _ in logged(tracking, second.run.run_id, key)] == [3, 6, 9]
+    assert {rate for _, rate in logged(tracking, second.run.run_id, "learning_rate")} == {0.003}, "no cosine beside it"
+    state = torch.load(next((tmp_path / "plateau").rglob("state.pt")), weights_only=True)
+    assert state["schedule"]["last_epoch"] == state["epochs"]
+
+
 def test_jobs_that_cannot_train_stop_before_a_worker_starts(catalogue: str, tmp_path: Path) -> None:
     job = small_train_job(catalogue, tmp_path, particles=[{"name": "proteasome", "radius_angstrom": 80.0}])
     with pytest.raises(ConfigError, match=r"its picks name ribosome, virus-like-particle, not proteasome; correct \[\[particles\]\]"):

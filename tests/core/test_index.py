@@ -357,7 +357,10 @@ def test_clicks_that_are_not_plain_are_told_and_what_was_said_for_nothing_too(tm
     write_mrc(str(tmp_path / "b.mrc"), tomogram("b"))
     _, problems = index(tmp_path, contrast="dark", told=Told("voxel"))
     assert [problem.level for problem in problems] == ["warning"]
-    assert "no tomogram has a plain CSV or STAR file of positions, which alone need it; leave it out" in problems[0].message
+    assert "no tomogram has a CSV or STAR file of positions, which alone may need it; leave it out" in problems[0].message
+    write_czii_csv(str(tmp_path / "czii.csv"), [picks("a")])
+    _, problems = index(tmp_path, picks=str(tmp_path / "czii.csv"), contrast="dark", told=Told("voxel"))
+    assert "no plain table of clicks, but one that says class and angstrom; leave picks_unit and picks_particle out" in errors(problems)[0]
     (tmp_path / "a.csv").write_text("x,y,z\n12.5,10.5,8.5\n")
     rows, problems = index(tmp_path, contrast="dark", told=Told(particle="ribosome"))
     assert [row.run for row in rows] == ["b"]

@@ -178,6 +178,7 @@ def test_settings_of_a_network_are_its_arguments_with_the_same_defaults(name: st
 def test_settings_of_picking_are_the_defaults_of_picking() -> None:
     job, window = PickJob(), Window()
     assert (job.floor, job.overlap, job.views) == (FLOOR, window.overlap, window.views)
+    assert TrainJob().validation.floor == FLOOR
 
 
 def test_the_demo_is_made_of_the_other_jobs() -> None:

@@ -306,11 +306,11 @@ def two_in_each() -> dict[str, Tensor]:
     return {"volume": torch.tensor(volume, dtype=torch.float32), "particles": torch.tensor(particles, dtype=torch.float32)}
 
 
-@pytest.mark.parametrize(("risk", "least"), [("kl", 0.1), ("pu", 0.0)])
-def test_thirty_steps_raise_what_nobody_marked(risk: str, least: float) -> None:
-    """One of two particles is marked in two of four crops. With KL the others' scores are high in themselves, where PN's end below 0.02.
+@pytest.mark.parametrize("risk", ["kl", "pu"])
+def test_thirty_steps_raise_what_nobody_marked(risk: str) -> None:
+    """One of two particles is marked in two of four crops. The others' scores come to 1.0 (KL) and 0.19 (PU), those of background to 0.16 and 0.01.
 
-    Planted: the unmarked cells left to `pn` (KL); targets with all particles, of which none is then hidden.
+    Planted: the unmarked cells left to `pn`, which ends at 0.02 for both; targets with all particles, of which none is then hidden.
     """
     crops = two_in_each()
     marked = {**crops, "particles": crops["particles"].clone()}
@@ -318,13 +318,13 @@ def test_thirty_steps_raise_what_nobody_marked(risk: str, least: float) -> None:
     torch.manual_seed(0)
     numbers = {"expected_particles": {"ball": 2}, "labelled_particles": {"ball": 0.5}, "tomogram_vox": 16**3}
     method = build_method(ResUNet(1, width=8, levels=2), [Particle("ball", 30.0)], 10.0, name="tomopicker", risk=risk, **numbers)
-    for _ in fit(method, torch.optim.Adam(method.parameters(), lr=3e-3), {"labelled": [marked]}, epochs=1, steps_per_epoch=30, cosine=False):
+    for _ in fit(method, torch.optim.Adam(method.parameters(), lr=1e-2), {"labelled": [marked]}, epochs=1, steps_per_epoch=30, cosine=False):
         pass
     with torch.no_grad():
         scores = method.picker().eval()(crops["volume"])
     all_of_them, clicked = (method.target(some["particles"], (16,) * 3) for some in (crops, marked))
     hidden = scores[all_of_them > clicked].mean().item()
-    assert hidden > max(least, 2 * scores[all_of_them == 0].mean().item())
+    assert hidden > max(0.05, 3 * scores[all_of_them == 0].mean().item())
 
 
 @pytest.mark.slow

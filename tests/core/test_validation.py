@@ -63,12 +63,13 @@ def test_a_picker_that_finds_everything(row: CatalogueRow) -> None:
     picker = Picker(Dark())
     seen = look(picker, card_of(job), row, job)
     assert seen.soft is None
-    np.testing.assert_array_equal(seen.candidates.positions_zyx, find_candidates(picker, card_of(job), row).positions_zyx)
+    np.testing.assert_array_equal(seen.candidates.positions_zyx, find_candidates(picker, card_of(job), row, job).positions_zyx)
     card, metrics = conclude(card_of(job), [row], [seen], job)
     assert set(metrics) == {"val_f1", "val_f1/ball"}
     assert metrics["val_f1"] == 1.0
     assert card.validation["runs"] == ["TS_1"]
     assert 0 < card.thresholds["ball"] < 1
+    assert len(look(picker, card_of(job), row, job_with(validation__floor=0.0)).candidates) > len(seen.candidates) >= 12
     assert set(conclude(card_of(job), [row], [seen], job_with(validation__objective="czii"))[1]) == {*metrics, "val_czii"}
 
 
@@ -81,8 +82,8 @@ def test_with_few_marks_soft_f1_and_the_expected_number_say_what_picks_alone_can
     card, metrics = conclude(card_of(job), [few], [look(picker, card_of(job), few, job)], job)
     assert metrics["val_f1"] == pytest.approx(2 * 3 / (3 + 12)), "what is not clicked counts as false"
     assert metrics["val_soft_f1"] == card.validation["soft_f1"] > 0.3
-    assert (find_candidates(picker, card, few).scores >= card.thresholds["ball"]).sum() == 12, "all of them are picked nevertheless"
-    blind = Seen(find_candidates(picker, card, few), look(Picker(Dark()), card_of(job), few, job).soft * torch.tensor([0.0, 1.0, 1.0]))
+    assert (find_candidates(picker, card, few, job).scores >= card.thresholds["ball"]).sum() == 12, "all of them are picked nevertheless"
+    blind = Seen(find_candidates(picker, card, few, job), look(Picker(Dark()), card_of(job), few, job).soft * torch.tensor([0.0, 1.0, 1.0]))
     assert conclude(card_of(job), [few], [blind], job)[1]["val_soft_f1"] == 0
 
 

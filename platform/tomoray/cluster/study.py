@@ -224,7 +224,7 @@ def _score(trained_in: tuple[Trained, float], task: Task) -> None:
     picker, card = load_picker(trained.checkpoint, device="cuda" if job.workers.gpu else "cpu")
     picker.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     lean = for_inference(picker, job.precision)
-    truth, candidates = [known_picks(row, job) for row in task.rows], [find_candidates(lean, card, row) for row in task.rows]
+    truth, candidates = [known_picks(row, job) for row in task.rows], [find_candidates(lean, card, row, job) for row in task.rows]
     scores = score_picks(truth, [apply_thresholds(one, card.thresholds) for one in candidates], card.particles)
     scores["precision@N"] = precision_at_n(truth, candidates, card.particles)
     result = Result(

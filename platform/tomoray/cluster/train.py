@@ -334,7 +334,7 @@ def _agreement(method: Method, card: Card, setup: Setup, candidates: Picks) -> f
     """Return how well the picks of the first validation tomogram agree with those that float32 finds there, one to one within a voxel."""
     if autocast_dtype(setup.job.precision, get_device()) is None:
         return 1.0
-    exact = find_candidates(for_inference(method.picker()), card, setup.validation[0])
+    exact = find_candidates(for_inference(method.picker()), card, setup.validation[0], setup.job)
     kept, wanted = (apply_thresholds(picks, card.thresholds) for picks in (candidates, exact))
     return agreement(kept, wanted, card.voxel_angstrom)
 

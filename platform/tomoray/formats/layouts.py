@@ -124,10 +124,12 @@ def read_picks(uri: str, run: str, *, shape_zyx: Sequence[int], voxel_angstrom: 
     FormatError
         If nothing of that run is there, or what is there cannot be read.
     """
-    bare, told = what_was_told(uri)
-    if bare.lower().endswith(SUFFIXES) and is_clicks(bare):
-        return read_clicks(bare, run, told, shape_zyx=shape_zyx, voxel_angstrom=voxel_angstrom)
+    uri, told = what_was_told(uri)
+    if uri.lower().endswith(SUFFIXES) and is_clicks(uri):
+        return read_clicks(uri, run, told, shape_zyx=shape_zyx, voxel_angstrom=voxel_angstrom)
     if uri.lower().endswith(".csv"):
+        if told != Told():
+            raise FormatError(f"{uri}: no plain table of clicks, but one that says class and angstrom; leave picks_unit and picks_particle out")
         of_run = [picks for picks in read_czii_csv(uri) if picks.run == run]
         if not of_run:
             raise FormatError(f"{uri}: no picks of run {run!r}; its column experiment must name the run: give the table that holds this tomogram")
@@ -243,13 +245,11 @@ def _with_told(found: list[Found], told: Told) -> Findings:
     """Add what a person said to the URIs of files of clicks; said of none, it is a problem."""
     if told == Told():
         return found, []
-    theirs = [bool(one.picks_uri) and one.picks_uri.lower().endswith(SUFFIXES) and is_clicks(one.picks_uri) for one in found]
-    if found and not any(theirs):
-        message = (
-            "picks_unit or picks_particle is given, but no tomogram has a plain CSV or STAR file of positions, which alone need it; leave it out"
-        )
+    tables = [one.picks_uri.lower().endswith(SUFFIXES) for one in found]
+    if found and not any(tables):
+        message = "picks_unit or picks_particle is given, but no tomogram has a CSV or STAR file of positions, which alone may need it; leave it out"
         return found, [Problem(found[0].uri, "warning", message)]
-    return [replace(one, picks_uri=told.beside(one.picks_uri)) if clicks else one for one, clicks in zip(found, theirs, strict=True)], []
+    return [replace(one, picks_uri=told.beside(one.picks_uri)) if table else one for one, table in zip(found, tables, strict=True)], []
 
 
 def _plain(uri: str) -> Found:
@@ -276,10 +276,10 @@ def _with_sidecar(found: list[Found], picks: str) -> Findings:
 
 def _sidecar_runs(picks: str, found: Sequence[Found]) -> dict[str, str]:
     if picks.lower().endswith(SUFFIXES) and is_clicks(picks):
-        runs = runs_in(picks) or [one.run for one in found]
-        if len(runs) > 1 and not runs_in(picks):
-            raise FormatError(f"{picks}: no column names the run, and there are {len(runs)} tomograms; add a column `run`, or give a file for each")
-        return dict.fromkeys(runs, picks)
+        named = runs_in(picks)
+        if not named and len(found) > 1:
+            raise FormatError(f"{picks}: no column names the run, and there are {len(found)} tomograms; add a column `run`, or give a file for each")
+        return dict.fromkeys(named or [one.run for one in found], picks)
     if picks.lower().endswith(".star"):
         raise FormatError(f"{picks}: no particle positions in it; it must have rlnCoordinateX or rlnCenteredCoordinateXAngst: give another file")
     if picks.lower().endswith(".csv"):
