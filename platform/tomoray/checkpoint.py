@@ -124,8 +124,11 @@ def load_picker(uri: str | Path, *, device: torch.device | str = "cpu") -> tuple
     """
     card = read_card(uri)
     try:
+        content = storage.read_bytes(storage.join(str(uri), PICKER))
+        weights = _read_weights(content, device)
+        _check_size(card, len(content))
         picker = card.build()
-        picker.load_state_dict(_read_weights(storage.join(str(uri), PICKER), device))
+        picker.load_state_dict(weights)
     except FileNotFoundError:
         raise FormatError(f"{uri}: {PICKER} is missing; a checkpoint has it beside {CARD}: copy the whole folder, or train again") from None
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
@@ -133,8 +136,15 @@ def load_picker(uri: str | Path, *, device: torch.device | str = "cpu") -> tuple
     return picker.to(device).eval(), card
 
 
-def _read_weights(uri: str, device: torch.device | str) -> Any:
-    content = storage.read_bytes(uri)
+def _check_size(card: Card, size: int) -> None:
+    """Stop before a network is built that is larger than the file of its weights: a card from strangers may claim any width."""
+    with torch.device("meta"):
+        promised = sum(value.numel() * value.element_size() for value in card.build().state_dict().values())
+    if promised > size:
+        raise ValueError(f"{size:,} bytes, where the card's network has weights of {promised:,}")
+
+
+def _read_weights(content: bytes, device: torch.device | str) -> Any:
     if not zipfile.is_zipfile(io.BytesIO(content)):  # torch would take it for a pickle of old, and fail in a dozen ways
         raise ValueError("it is cut short, or no file of weights")
     try:

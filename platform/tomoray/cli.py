@@ -19,6 +19,7 @@ from pydantic_core import PydanticUndefined
 
 import tomoray
 from tomoray.config import ConfigError, Settings, dump_settings, parse_assignments, parse_value, read_settings
+from tomoray.credentials import redacted
 from tomoray.jobs import JOBS
 from tomoray.submission import job_for_cluster, verb_of
 
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ValueError, OSError) as error:
         if options.verbose:
             raise
-        print(f"tomoray {options.verb}: {error}", file=sys.stderr)
+        print(redacted(f"tomoray {options.verb}: {error}"), file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"tomoray {options.verb}: stopped; what is done is kept, the same command goes on from there", file=sys.stderr)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tomoray.credentials import has_credentials, redacted
+
 
 class ConfigError(ValueError):
     """A job file or an option is wrong. The message says which, what it must be and what to do."""
@@ -53,6 +55,7 @@ def read_settings_text(model: type[Model], text: str, where: str, overrides: Map
         raise ConfigError(f"{where}: not a TOML file ({error}); correct it there") from None
     for dotted, value in (overrides or {}).items():
         _put(table, dotted, value)
+    _refuse_credentials(table, where)
     try:
         return model.model_validate(table)
     except ValidationError as error:
@@ -91,6 +94,16 @@ def dump_settings(settings: Settings) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def _refuse_credentials(table: Mapping[str, Any], where: str) -> None:
+    """Stop at an address that holds a password or a token: jobs are saved, sent, logged and shown."""
+    for key, value in flatten(table).items():
+        if has_credentials(str(value)):
+            raise ConfigError(
+                f"{where}: {key} = {redacted(str(value))!r} holds credentials; job files are saved and shown, so these must come from the "
+                "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD, ...): take them out of the address"
+            )
+
+
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a nested table as one level with dotted keys."""
     flat: dict[str, Any] = {}
@@ -110,7 +123,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
             lines.append(f"unknown key {key!r}; {hint}")
         else:
-            lines.append(f"{key or 'job'} = {json.dumps(fault.get('input'), default=str)}: {fault['msg']}")
+            lines.append(f"{key or 'job'} = {redacted(json.dumps(fault.get('input'), default=str))}: {fault['msg']}")
     return f"{where}: " + "; ".join(lines)
 
 

@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
+from tomoray.credentials import redacted
+
 Uri = str | Path
 Result = TypeVar("Result")
 
@@ -310,7 +312,7 @@ def plain_errors(uri: Uri) -> Iterator[None]:
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError") or getattr(error, "status", 0) in (401, 403):
             raise PermissionError(_refused(uri, error)) from None
         raise ConnectionError(
-            f"{as_text(uri)}: the server did not answer as it must ({error}); check the address, AWS_ENDPOINT_URL and the network"
+            f"{as_text(uri)}: the server did not answer as it must ({redacted(str(error))}); check the address, AWS_ENDPOINT_URL and the network"
         ) from error
 
 
@@ -318,7 +320,7 @@ def _refused(uri: Uri, error: Exception) -> str:
     if is_local(uri):
         return f"{as_text(uri)}: access refused ({error}); you need the right to read or write here: ask its owner, or choose another folder"
     return (
-        f"{as_text(uri)}: access refused ({error}); the key must have the right to this object, which must exist: "
+        f"{as_text(uri)}: access refused ({redacted(str(error))}); the key must have the right to this object, which must exist: "
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or TOMORAY_S3_ANONYMOUS=1 for a public bucket"
     )
 

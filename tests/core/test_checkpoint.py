@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, fingerprint, load_picker, read_card, save_checkpoint
-from tomoray.networks import Picker
+from tomoray.networks import NETWORKS, Picker
 from tomoray.tomogram import CZII_PARTICLES, FormatError, Particle
 
 TINY = {"name": "asymmetric_unet", "width": 4, "blocks": [1, 1]}
@@ -143,6 +143,21 @@ def test_files_that_would_run_code_are_refused(folder: Path) -> None:
     with pytest.raises(FormatError, match=r"\(it holds other things than weights\)"):
         load_picker(folder)
     assert not (folder / "sprung").exists()
+
+
+def test_a_card_that_claims_a_huge_network_is_refused_before_it_is_built(folder: Path) -> None:
+    """Planted: the network built first, which takes what memory there is."""
+    (folder / CARD).write_text(json.dumps({**asdict(CARD_OF_TWO), "network": {**TINY, "width": 100_000}}))
+    with pytest.raises(FormatError, match=r"bytes, where the card's network has weights of \d[\d,]{9,}\); the checkpoint is damaged"):
+        load_picker(folder)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_can_be_weighed_without_being_built(name: str) -> None:
+    """At full width, in no memory."""
+    card = replace(CARD_OF_TWO, network={"name": name})
+    with torch.device("meta"):
+        assert sum(value.numel() for value in card.build().state_dict().values()) > 10_000
 
 
 def test_another_model_has_another_fingerprint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

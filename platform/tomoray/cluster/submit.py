@@ -125,6 +125,8 @@ def _connect(address: str) -> JobSubmissionClient:
     if not address:
         raise ConfigError(f"no cluster; it must be named: give --address http://HEAD:8265, or set {ADDRESSES[0]}")
     os.environ[ADDRESSES[0]] = address  # which Ray heeds more than the address it is given
+    if not log.isEnabledFor(logging.DEBUG):
+        logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells of each package that it sends
     with _plain_errors(address):
         return JobSubmissionClient(address)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tomoray import storage
+from tomoray.formats.checks import check_table_fits_memory
 from tomoray.tomogram import FormatError, Picks
 
 SCHEMA = pa.schema(
@@ -49,6 +50,7 @@ def read_candidates(uri: storage.Uri) -> tuple[Picks, dict[str, Any]]:
     """
     content = storage.read_bytes(uri)
     try:
+        check_table_fits_memory(str(uri), content)
         table = pq.read_table(io.BytesIO(content))
     except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError to Arrow
         raise FormatError(f"{uri}: not a Parquet file ({str(error).splitlines()[0]}); give a table that `tomoray pick` wrote") from None

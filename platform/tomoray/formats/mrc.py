@@ -30,6 +30,7 @@ GAP_BYTES = 2**17  # what a connection delivers (50 MB/s) while a request waits 
 PART_BYTES = 2**24  # of one request: several bring a large file faster than one, and what breaks off is soon asked for again
 
 _HEADER_BYTES = 1024
+_PIECE_BYTES = 1 << 24
 _MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _REFUSED_MODES = {3: "a Fourier transform of integers", 4: "a Fourier transform", 101: "four bits per voxel"}
 _IMOD_STAMP = 1146047817  # "IMOD" as an integer
@@ -63,7 +64,7 @@ def open_mrc(uri: storage.Uri, *, name: str, voxel_angstrom: float | None = None
                 head = stream.read(_HEADER_BYTES)
                 layout = _read_layout(where, head, permissive)
                 check_fits_memory(where, layout.end_byte)
-                content = head + stream.read(layout.end_byte - _HEADER_BYTES + 1)
+                content = _read_up_to(stream, head, layout.end_byte + 1)
         except (EOFError, OSError, zlib.error) as error:
             raise FormatError(f"{where}: cannot be unpacked ({error}); it must be a whole gzip or bzip2 file: fetch or pack it again") from None
         _check_length(where, layout, len(content))
@@ -257,6 +258,14 @@ def _read_layout(where: str, head: bytes, permissive: bool) -> _Layout:
         origin_angstrom=_triple(header["origin"]) if named and np.isfinite(_triple(header["origin"])).all() else (0.0, 0.0, 0.0),
         warnings=tuple(notes),
     )
+
+
+def _read_up_to(stream: Any, head: bytes, size: int) -> bytes:
+    """Return a stream's start of some size, or all of it where it ends before; memory grows with what is there, not with what a header claims."""
+    content = bytearray(head)
+    while part := stream.read(min(_PIECE_BYTES, size - len(content))):
+        content += part
+    return bytes(content)
 
 
 def _parse(head: bytes) -> tuple[Any, ByteOrder, list[str]]:

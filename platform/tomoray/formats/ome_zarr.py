@@ -28,6 +28,7 @@ from tomoray.tomogram import Box, FormatError, Tomogram, Triple
 CHUNKS_AT_ONCE = 64  # in one box; larger ones are left to zarr, which fetches whole shards where it can
 
 _ANGSTROM = {"angstrom": 1.0, "picometer": 0.01, "nanometer": 10.0, "micrometer": 1e4}
+_MOST_CHUNKS = 4_000_000  # which are counted one by one; a tomogram of 4,000 voxels cubed has so many of 25 voxels cubed
 _UNDECODABLE = (RuntimeError, ValueError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)  # what zarr's codecs raise, one by one
 
 
@@ -281,6 +282,12 @@ def _open_array(uri: storage.Uri, path: str) -> Any:
             raise FormatError(f"{where}: the array cannot be opened ({error}); its metadata must be whole: copy the folder again") from None
     if array.dtype.kind not in "fiub":
         raise FormatError(f"{where}: values of type {array.dtype}; a tomogram holds real numbers: convert it")
+    if array.nchunks > _MOST_CHUNKS:
+        raise FormatError(
+            f"{where}: {array.nchunks:,} chunks by its metadata; a tomogram has {_MOST_CHUNKS:,} at most: write it with larger chunks, "
+            "or correct the shape"
+        )
+    check_fits_memory(f"{where}, in one chunk", math.prod(array.chunks) * array.dtype.itemsize)  # a chunk is unpacked whole
     return array
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tomoray.formats import checks
 from tomoray.formats.candidates import ABOUT, SCHEMA, encode_candidates, read_candidates
 from tomoray.tomogram import FormatError, Picks
 
@@ -68,6 +69,18 @@ def test_other_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="it lacks its metadata"):
         read_candidates(write(tmp_path / "t.parquet", parquet(table.replace_schema_metadata({}))))
     assert ABOUT in table.schema.metadata
+
+
+def test_tables_that_memory_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row, one value ten million times: kilobytes in the file. Planted: only rows counted, or the size of the file."""
+    monkeypatch.setattr(checks, "memory_bytes", lambda: 10**8)
+    table = pq.read_table(io.BytesIO(encode_candidates(PICKS, {}))).slice(0, 1)
+    many = pa.ListArray.from_arrays(pa.array([0, 10**7], pa.int32()), pa.array(np.zeros(10**7, np.int8)))
+    content = parquet(table.append_column("more", many))
+    assert len(content) < 10**5
+    with pytest.raises(FormatError, match=r"640,[\d,]+ bytes of values are asked for and this machine has 100,000,000"):
+        read_candidates(write(tmp_path / "t.parquet", content))
+    assert len(read_candidates(write(tmp_path / "t.parquet", encode_candidates(PICKS, {})))[0]) == len(PICKS)
 
 
 def test_a_missing_table_is_a_missing_file(tmp_path: Path) -> None:

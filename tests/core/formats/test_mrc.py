@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import re
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,36 @@ def test_header_that_promises_more_than_memory(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "b.mrc.gz").write_bytes(gzip.compress(write(tmp_path / "b.mrc").read_bytes()))
     with pytest.raises(FormatError, match="1,864 bytes of values are asked for and this machine has 1,000"):
         open_tomogram(tmp_path / "b.mrc.gz")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress])
+def test_a_small_file_that_claims_a_large_volume_takes_no_memory(tmp_path: Path, pack: Any) -> None:
+    """Planted: as many bytes asked of the unpacker as the header promises, which it sets aside at once."""
+    path = write(tmp_path / "a.mrc")
+    with mrcfile.open(path, "r+", permissive=True) as mrc:
+        mrc.header.nx = mrc.header.ny = mrc.header.nz = 1000
+    path.write_bytes(pack(path.read_bytes()))
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match=r"bytes where its header promises 4,000,001,024; it is cut short|this machine has"):
+            open_tomogram(path)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_follows_a_packed_volume_is_not_unpacked(tmp_path: Path) -> None:
+    """A file of kilobytes that would unpack to any size. Planted: everything unpacked."""
+    packed = gzip.compress(write(tmp_path / "a.mrc").read_bytes() + bytes(100_000_000), compresslevel=1)
+    (tmp_path / "a.mrc.gz").write_bytes(packed)
+    assert len(packed) < 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.warns(UserWarning, match="goes on after the 1,864 bytes"):
+            assert np.array_equal(open_tomogram(tmp_path / "a.mrc.gz").read(), numbers())
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_memory_of_a_container_counts(tmp_path: Path) -> None:

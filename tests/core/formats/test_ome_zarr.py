@@ -311,7 +311,7 @@ def test_corrupt_chunks_are_named(tmp_path: Path, zarr_format: Any, damage: byte
 
 def test_more_than_memory_is_refused_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = zarr.create_group(tmp_path / "a.zarr")
-    group.create_array("0", shape=(10**5, 10**5, 10**5), chunks=(10**4, 10**4, 10**4), dtype="f4")
+    group.create_array("0", shape=(10**5, 10**5, 10**5), chunks=(10**3, 10**3, 10**3), dtype="f4")
     tomogram = open_tomogram(tmp_path / "a.zarr", voxel_angstrom=10.0)
     with pytest.raises(FormatError, match="4,000,000,000,000,000 bytes of values are asked for"):
         tomogram.read()
@@ -319,6 +319,20 @@ def test_more_than_memory_is_refused_before_reading(tmp_path: Path, monkeypatch:
     write_ome_zarr(tmp_path / "b.zarr", Tomogram("b", numbers(), (1.0, 1.0, 1.0)))
     with pytest.raises(FormatError, match="this machine has 100 bytes"):
         open_tomogram(tmp_path / "b.zarr").read()
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"),
+    [
+        ((8, 8, 8), r"2,147,483,648 chunks by its metadata; a tomogram has 4,000,000 at most: write it with larger chunks"),
+        ((2**14, 2**13, 2**13), r"in one chunk: 4,398,046,511,104 bytes of values are asked for"),
+    ],
+)
+def test_shapes_that_nothing_stands_behind_are_refused(tmp_path: Path, chunks: tuple[int, ...], told: str) -> None:
+    """A few bytes of metadata that claim 2**40 voxels. Planted: chunks looked for one by one when the first box is read, for hours."""
+    zarr.create_group(tmp_path / "a.zarr", zarr_format=2).create_array("0", shape=(2**14, 2**13, 2**13), chunks=chunks, dtype="f4")
+    with pytest.raises(FormatError, match=told):
+        open_tomogram(tmp_path / "a.zarr", voxel_angstrom=10.0)
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
