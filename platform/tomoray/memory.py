@@ -34,6 +34,7 @@ def memory_budget(picker: nn.Module, share: float = 1.0) -> int:
         needed = torch.cuda.max_memory_allocated(weights.device) - before
         free, _ = torch.cuda.mem_get_info(weights.device)
     elif sys.platform == "linux":
+        _give_back()
         before = reset_peak()
         picker(probe)
         needed, free = peak() - before, free_memory()
@@ -65,6 +66,12 @@ def free_memory() -> int:
         if (group / limit).exists() and (text := (group / limit).read_text().strip()).isdigit():
             free = min(free, int(text) - int((group / used).read_text()))
     return free
+
+
+def _give_back() -> None:
+    """Return to the kernel what the allocator keeps of freed memory: it would count as held before, and not as needed."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _line(path: str, field: str) -> int:

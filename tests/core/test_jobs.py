@@ -26,6 +26,7 @@ FULL: dict[str, dict[str, Any]] = {
         "formats": ["mrc", "zarr"],
     },
     "index": {"validation": ["TS_1", "TS_2"], "test": 0.5, "kinds": ["denoised", "10.012-*"], "voxel_angstrom": 7.84, "contrast": "bright"},
+    "ingest": {"patch_vox": 64, "shard_vox": 128, "dtype": "float32"},
     "train": {
         "particles": [{"name": 'a "b"', "radius_angstrom": 1e-05}, {"name": "ü\\n", "radius_angstrom": 60, "metric_weight": 0}],
         "method": {"reduce": "per_class"},
