@@ -65,7 +65,7 @@ def ingest_tomogram(row: CatalogueRow, output: str, layout: ChunkLayout, *, perm
     """
     tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=permissive)
     kept, note = _write(tomogram, row, _target(row, output), layout)
-    _verify(_target(row, output), row, kept)
+    _verify(_target(row, output), row, kept, layout)
     seen = kept.seen
     new = replace(
         row,
@@ -131,11 +131,10 @@ def _write_as(dtype: np.dtype[Any], scale: Moments | None, tomogram: Tomogram, t
     return kept
 
 
-def _verify(uri: str, row: CatalogueRow, kept: _Kept) -> None:
+def _verify(uri: str, row: CatalogueRow, kept: _Kept, layout: ChunkLayout) -> None:
     digest, tomogram = hashlib.sha256(), open_tomogram(uri, name=row.run)
-    depth = 1 + max(0, 2**28 // (kept.dtype.itemsize * math.prod(kept.shape[1:])))
-    for z in range(0, kept.shape[0], depth):
-        digest.update(np.ascontiguousarray(tomogram.read((slice(z, z + depth), slice(None), slice(None)))))
+    for z in range(0, kept.shape[0], layout.shard_vox):  # whole shards, which take one request each
+        digest.update(np.ascontiguousarray(tomogram.read((slice(z, z + layout.shard_vox), slice(None), slice(None)))).data)
     if digest.hexdigest() != kept.digest.hexdigest():
         raise FormatError(f"{uri}: reads back otherwise than it was written; disk, memory or network must be at fault: ingest it again")
 

@@ -148,7 +148,8 @@ def _z_scored(volume: NDArray[Any], where: str) -> tuple[NDArray[np.float32], Mo
 
 
 def _scaled(volume: NDArray[Any], moments: Moments) -> NDArray[np.float32]:
-    return np.asarray(_deviations(volume, moments[0]) / moments[1], dtype=np.float32)
+    scaled = _deviations(volume, moments[0])
+    return np.asarray(np.divide(scaled, moments[1], out=scaled), dtype=np.float32)
 
 
 def _deviations(volume: NDArray[Any], mean: float) -> NDArray[Any]:

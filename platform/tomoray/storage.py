@@ -1,8 +1,16 @@
 """One door to files: local paths, s3:// and https://.
 
-Everything that tomoray reads or writes passes through here, so that a path is a path wherever the files lie. Keys, region and
-endpoint come from the environment as for every S3 tool (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...); `TOMORAY_S3_ANONYMOUS=1`
-asks for no keys, as public buckets want it. Older S3-compatible servers also need `AWS_REQUEST_CHECKSUM_CALCULATION=when_required`.
+Everything that tomoray reads or writes passes through here, so that a path is a path wherever the files lie. All settings come from
+the environment, those of S3 under the names that every S3 tool knows:
+
+    AWS_ACCESS_KEY_ID ...                keys; without them AWS_PROFILE, or the role of the instance or pod
+    AWS_ENDPOINT_URL[_S3]                another server than Amazon's
+    AWS_MAX_ATTEMPTS, AWS_RETRY_MODE     of each request (10, adaptive: waits grow, and all slow down together)
+    AWS_REQUEST_CHECKSUM_CALCULATION     `when_required` for older servers, which refuse today's checksums;
+    AWS_RESPONSE_CHECKSUM_VALIDATION     likewise
+    TOMORAY_S3_ANONYMOUS=1               no keys, as public buckets want it
+    TOMORAY_CONNECT_TIMEOUT_S            seconds to wait for a connection, of S3 and https (10)
+    TOMORAY_READ_TIMEOUT_S               seconds to wait for the next bytes (60)
 
 Nothing half-written is ever seen under its name: local files are written beside it and moved, objects are put whole.
 """
@@ -21,15 +29,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-log = logging.getLogger(__name__)
-
 from tomoray.credentials import redacted
+
+log = logging.getLogger(__name__)
 
 Uri = str | Path
 Result = TypeVar("Result")
 
 _REMOTE = ("s3", "http", "https")
 ATTEMPTS = 3  # at what fails although each request was tried several times: a server may be down for longer than they wait
+CONNECTIONS = 64  # at a time to one server, as many as the chunks of one crop
 UNFINISHED = ".partial"  # how the name ends of a folder in which something is being written
 
 
@@ -83,17 +92,50 @@ def join(uri: Uri, *parts: str) -> str:
 def options(uri: Uri) -> dict[str, Any]:
     """Return what fsspec needs to know to open this kind of address.
 
-    The endpoint is passed on although s3fs would find it too: fsspec keeps one file system per set of options, and a process that
-    talks to two servers must not get the first one twice.
+    What s3fs would find in the environment too is passed on nevertheless: fsspec keeps one file system per set of options, and a process
+    that talks to two servers must not get the first one twice.
+
+    Raises
+    ------
+    ValueError
+        If a number in the environment is none.
     """
-    if protocol(uri) != "s3":
+    kind = protocol(uri)
+    if kind == "file":
         return {}
+    connect_s, read_s = _positive("TOMORAY_CONNECT_TIMEOUT_S", 10.0), _positive("TOMORAY_READ_TIMEOUT_S", 60.0)
+    if kind != "s3":
+        from aiohttp import ClientTimeout
+
+        return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)}}
+    checksums = {
+        "request_checksum_calculation": "AWS_REQUEST_CHECKSUM_CALCULATION",
+        "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    }
+    retries = {"mode": os.environ.get("AWS_RETRY_MODE") or "adaptive", "total_max_attempts": int(_positive("AWS_MAX_ATTEMPTS", 10))}
     return {
         "anon": os.environ.get("TOMORAY_S3_ANONYMOUS", "0") not in ("", "0"),
         "endpoint_url": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None,
-        "config_kwargs": {"retries": {"mode": "adaptive", "max_attempts": 10}},  # hundreds of workers start at once: slow down together
+        "config_kwargs": {
+            "retries": retries,
+            "connect_timeout": connect_s,
+            "read_timeout": read_s,
+            "max_pool_connections": CONNECTIONS,
+            **{name: os.environ[variable].lower() for name, variable in checksums.items() if os.environ.get(variable)},
+        },
         "use_listings_cache": False,  # other workers write while we look
     }
+
+
+def _positive(variable: str, default: float) -> float:
+    text = os.environ.get(variable) or str(default)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise ValueError(f"{variable}={text}: it must be a positive number; correct it in the environment, or leave it out for {default:g}")
+    return value
 
 
 def resolve(uri: Uri) -> tuple[Any, str]:
@@ -308,12 +350,23 @@ def plain_errors(uri: Uri) -> Iterator[None]:
         raise IsADirectoryError(f"{as_text(uri)}: this is a folder where a file is needed; give the path of a file in it") from None
     except PermissionError as error:
         raise PermissionError(_refused(uri, error)) from None
+    except TimeoutError as error:
+        raise TimeoutError(
+            f"{as_text(uri)}: the server did not answer in time; check the network, or raise TOMORAY_CONNECT_TIMEOUT_S and TOMORAY_READ_TIMEOUT_S"
+        ) from error
     except _library_errors() as error:
         if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError") or getattr(error, "status", 0) in (401, 403):
             raise PermissionError(_refused(uri, error)) from None
-        raise ConnectionError(
-            f"{as_text(uri)}: the server did not answer as it must ({redacted(str(error))}); check the address, AWS_ENDPOINT_URL and the network"
-        ) from error
+        raise _wrong_answer(uri, error) from error
+    except OSError as error:  # as s3fs words a 503, without saying of what
+        if is_local(uri) or as_text(uri) in str(error):
+            raise
+        raise _wrong_answer(uri, error) from error
+
+
+def _wrong_answer(uri: Uri, error: Exception) -> ConnectionError:
+    told = redacted(str(error))
+    return ConnectionError(f"{as_text(uri)}: the server did not answer as it must ({told}); check the address, AWS_ENDPOINT_URL and the network")
 
 
 def _refused(uri: Uri, error: Exception) -> str:

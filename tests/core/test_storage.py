@@ -1,10 +1,14 @@
 """Storage: whole files or none, the same calls for local paths and s3://, and errors that say what to do."""
 
+import contextlib
+import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import boto3
 import numpy as np
@@ -198,3 +202,143 @@ def test_tomograms_are_read_from_the_web(web_server: str, tmp_path: Path) -> Non
         opened = open_tomogram(f"{web_server}/{name}")
         assert np.array_equal(opened.read(np.s_[2:5, 3:10, 4:8]), values[2:5, 3:10, 4:8])
         assert np.array_equal(opened.read(), values)
+
+
+class FakeS3:
+    """A server that answers each request with the next of its replies, the last again and again, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.replies: list[Callable[[BaseHTTPRequestHandler], None]] = []
+        self.asked: list[tuple[str, dict[str, str]]] = []
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # which answers Expect: 100-continue
+
+            def answer(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fake.asked.append((self.command, {name.lower(): value for name, value in self.headers.items()}))
+                reply = fake.replies.pop(0) if len(fake.replies) > 1 else fake.replies[0]
+                with contextlib.suppress(OSError):  # of a client that has gone
+                    reply(self)
+
+            do_GET = do_PUT = do_HEAD = answer  # noqa: N815
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
+
+
+def reply(status: int, body: bytes = b"", *, promised: int | None = None, after_s: float = 0.0) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An answer, perhaps late, perhaps with less than it promises."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(after_s)
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(body) if promised is None else promised))
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        handler.wfile.write(b"" if handler.command == "HEAD" else body)
+        handler.close_connection = True
+
+    return send
+
+
+@pytest.fixture
+def fake_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS3]:
+    """A server under our command, which every S3 client takes for S3."""
+    fake = FakeS3()
+    with ThreadingHTTPServer(("127.0.0.1", 0), fake.handler()) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+        for name, value in {**address, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_MAX_ATTEMPTS", "AWS_REQUEST_CHECKSUM_CALCULATION", "TOMORAY_S3_ANONYMOUS"):
+            monkeypatch.delenv(name, raising=False)
+        yield fake
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("trouble", [reply(503), reply(500), reply(206, b"half", promised=8)], ids=["503", "500", "cut short"])
+def test_what_a_server_does_once_is_tried_again(fake_s3: FakeS3, trouble: Callable[[BaseHTTPRequestHandler], None]) -> None:
+    fake_s3.replies = [trouble, reply(206, b"whole123")]
+    assert storage.read_ranges("s3://bucket/key", [(0, 8)]) == [b"whole123"]
+    assert len(fake_s3.asked) == 2
+
+
+def test_a_server_that_says_nothing_is_asked_again(fake_s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the timeout of the libraries, of which the late answer would be the first."""
+    monkeypatch.setenv("TOMORAY_READ_TIMEOUT_S", "0.3")
+    fake_s3.replies = [reply(206, b"late", after_s=3.0), reply(206, b"soon")]
+    assert storage.read_ranges("s3://bucket/key", [(0, 4)]) == [b"soon"]
+
+
+def test_attempts_are_counted_and_the_error_names_the_object(fake_s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the libraries' own words, which name neither bucket nor key."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("AWS_RETRY_MODE", "standard")
+    fake_s3.replies = [reply(503)]
+    with pytest.raises(OSError, match=r"^s3://bucket/folder/key: the server did not answer as it must \(.*Service Unavailable.*\); check"):
+        storage.read_ranges("s3://bucket/folder/key", [(0, 4)])
+    assert len(fake_s3.asked) == 2
+
+
+@pytest.mark.parametrize("setting", ["when_supported", "WHEN_REQUIRED"])
+def test_checksums_are_sent_only_when_required_if_asked_for(fake_s3: FakeS3, setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the setting of the process's first file system kept for all."""
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", setting)
+    fake_s3.replies = [reply(200)]
+    storage.write_bytes("s3://bucket/key", b"content")
+    headers = next(headers for command, headers in fake_s3.asked if command == "PUT")
+    assert any("checksum" in name or name == "x-amz-trailer" for name in headers) == (setting == "when_supported")
+
+
+def test_anonymous_requests_are_not_signed(fake_s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_s3.replies = [reply(206, b"public")]
+    for anonymous in ("0", "1"):
+        monkeypatch.setenv("TOMORAY_S3_ANONYMOUS", anonymous)
+        assert storage.read_ranges("s3://bucket/key", [(0, 6)]) == [b"public"]
+        assert ("authorization" in fake_s3.asked[-1][1]) == (anonymous == "0")
+
+
+@pytest.mark.parametrize("variable", ["TOMORAY_CONNECT_TIMEOUT_S", "TOMORAY_READ_TIMEOUT_S", "AWS_MAX_ATTEMPTS"])
+@pytest.mark.parametrize("text", ["soon", "0", "-1"])
+def test_settings_that_are_no_numbers_are_named(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ValueError, match=f"{variable}={text}: it must be a positive number; correct it in the environment"):
+        storage.options("s3://bucket/key")
+
+
+def test_web_servers_that_say_nothing_are_given_up(fake_s3: FakeS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOMORAY_READ_TIMEOUT_S", "0.2")
+    fake_s3.replies = [reply(200, b"late", after_s=2.0)]
+    with pytest.raises(TimeoutError, match=r"/file: the server did not answer in time; .* raise TOMORAY_CONNECT_TIMEOUT_S"):
+        storage.read_bytes(f"{os.environ['AWS_ENDPOINT_URL']}/file")
+
+
+def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Planted: a missing file waited for; one attempt too few."""
+    waits: list[float] = []
+    monkeypatch.setattr(storage.time, "sleep", waits.append)
+    answers: list[Any] = [ConnectionError("down"), ConnectionError("down"), "up"]
+
+    def action() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert storage.patiently(action, "s3://bucket/key") == "up"
+    assert waits == [1, 2]
+    assert caplog.messages == ["s3://bucket/key: down; trying again"] * 2
+    answers[:] = [ConnectionError("down")] * 3
+    with pytest.raises(ConnectionError):
+        storage.patiently(action, "s3://bucket/key")
+    answers[:] = [FileNotFoundError("gone"), "up"]
+    with pytest.raises(FileNotFoundError):
+        storage.patiently(action, "s3://bucket/key")

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from ray.data import TaskPoolStrategy
 from ray.data.collate_fn import NumpyBatchCollateFn
 
+from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_row_picks
 from tomoray.cluster.pace import Pace
 from tomoray.crops import Scales, read_crops
@@ -87,17 +87,21 @@ def cut_crops(batch: dict[str, NDArray[Any]], *, source: CropSource) -> Iterator
     halo = reach_vox(source.particles, source.voxel_angstrom)
     for visit, index in zip(batch["visit"], batch["row"], strict=True):
         row = source.rows[int(index)]
-        tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
-        wanted = Preparation(row.contrast, source.voxel_angstrom, source.contrast, source.clip_sd)
-        points = particle_points(read_row_picks(row), source.particles, wanted.voxel_angstrom(tomogram)) if source.labelled else np.empty((0, 4))
-        corners = visit_corners(source, int(visit), int(index), wanted.shape(tomogram), points)
-        crops = read_crops(tomogram, row, corners, source.crops.patch_vox, wanted, MEASURED)
-        for group in np.array_split(corners, -(-len(corners) // CROPS_PER_BLOCK)):
-            near = [points_near(points, corner, source.crops.patch_vox, halo) for corner in group]
-            yield {
-                "volume": np.stack([crop.astype(np.float16) for crop in islice(crops, len(group))]),
-                "particles": np.stack([_slots(p, row.uri) for p in near]),
-            }
+        crops, corners, points = storage.patiently(partial(pay_visit, source, int(visit), int(index)), row.uri)
+        for first in range(0, len(crops), CROPS_PER_BLOCK):
+            near = [points_near(points, corner, source.crops.patch_vox, halo) for corner in corners[first : first + CROPS_PER_BLOCK]]
+            yield {"volume": np.stack(crops[first : first + CROPS_PER_BLOCK]), "particles": np.stack([_slots(p, row.uri) for p in near])}
+
+
+def pay_visit(source: CropSource, visit: int, index: int) -> tuple[list[NDArray[np.float16]], NDArray[np.int64], NDArray[np.float64]]:
+    """Return the crops of one visit in float16, their corners `(n, 3)`, and the particles `(m, 4)` of their tomogram."""
+    row = source.rows[index]
+    tomogram = open_tomogram(row.uri, name=row.run, voxel_angstrom=row.voxel_angstrom, permissive=True)
+    wanted = Preparation(row.contrast, source.voxel_angstrom, source.contrast, source.clip_sd)
+    points = particle_points(read_row_picks(row), source.particles, wanted.voxel_angstrom(tomogram)) if source.labelled else np.empty((0, 4))
+    corners = visit_corners(source, visit, index, wanted.shape(tomogram), points)
+    crops = read_crops(tomogram, row, corners, source.crops.patch_vox, wanted, MEASURED)
+    return [crop.astype(np.float16) for crop in crops], corners, points
 
 
 def visit_corners(source: CropSource, visit: int, index: int, shape: Sequence[int], points: NDArray[np.float64]) -> NDArray[np.int64]:

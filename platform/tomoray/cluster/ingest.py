@@ -78,6 +78,7 @@ def _stream(job: IngestJob, layout: ChunkLayout, todo: Sequence[CatalogueRow]) -
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.custom_execution_callback_classes = [Pace]
+    context.execution_no_progress_timeout_s = -1  # a large tomogram takes its time
     context.max_errored_blocks = len(todo)  # a block is one tomogram: what is lost shows when marks are compared with the catalogue
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # until 2.64 there is no other way to bound retries
     stream = ray.data.from_items([{"row": json.dumps(asdict(row))} for row in todo], override_num_blocks=len(todo))

@@ -186,9 +186,9 @@ class _ZarrVoxels:
     def bytes_of(self, box: Box, /) -> int:
         """Return how many bytes the chunks hold that a box touches, before compression."""
         bounds = box_bounds(self.uri, box, self.shape)
-        chunks = [self.array.chunks[axis] for axis in self.zyx_axes]
+        chunks: list[int] = [self.array.chunks[axis] for axis in self.zyx_axes]
         touched = (-(-stop // size) - start // size if stop > start else 0 for (start, stop), size in zip(bounds, chunks, strict=True))
-        return math.prod(touched) * math.prod(chunks) * self.dtype.itemsize
+        return math.prod(touched) * math.prod(chunks) * int(self.dtype.itemsize)
 
     @property
     def bytes_read(self) -> int:
