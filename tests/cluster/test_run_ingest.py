@@ -14,7 +14,6 @@ from tomoray.preprocessing import prepare
 
 
 def test_a_catalogue_is_rewritten_and_a_rerun_does_what_is_missing(local_ray: None, catalogue: str, tmp_path: Path) -> None:
-    """Planted: a failure that ends the job; what failed left in the new catalogue; everything done again."""
     rows = read_catalogue(catalogue)[:3]
     broken = replace(rows[1], uri=str(tmp_path / "nowhere.zarr"))
     write_catalogue(tmp_path / "catalogue.parquet", [rows[0], broken, rows[2]])

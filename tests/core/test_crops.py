@@ -67,7 +67,7 @@ def written(kind: str, root: str) -> Tomogram:
 @pytest.mark.parametrize(("to_voxel", "clip_sd"), [(10.05, 0.0), (10.05, 1.5), (20.0, 0.0), (6.1, 1.5)])
 @pytest.mark.parametrize("kind", ["zarr", "zarr3", "mrc", "mrc.gz", "mrc.bz2"])
 def test_cubes_of_files_are_those_of_the_whole(kind: str, to_voxel: float, clip_sd: float, tmp_path: Path) -> None:
-    """Planted: each cube scaled by its own mean; a blur that sees the box's edge; places counted from the box's corner."""
+    """Planted: no margin for the blur; places off by half a voxel; clipped cubes scaled by what the catalogue says."""
     tomogram = written(kind, str(tmp_path))
     wanted = Preparation("bright", to_voxel, "dark", clip_sd)
     volume, voxel = prepare(tomogram, contrast="bright", to_voxel_angstrom=to_voxel, clip_sd=clip_sd)
@@ -111,7 +111,7 @@ def test_any_box_is_that_of_the_whole(factor: float, clip_sd: float, place: tupl
 
 @pytest.mark.parametrize("count", [1, 40, 47, 200])
 def test_cubes_are_read_alone_while_that_takes_fewer_bytes(count: int) -> None:
-    """46 cubes of 8^3 are as many voxels as the volume has. Planted: the rule turned round; the whole read for every cube."""
+    """46 cubes of 8^3 are as many voxels as the volume has. Planted: the rule turned round."""
     tomogram, recorded = in_memory()
     corners = CORNERS[:1].repeat(count, axis=0)
     crops = list(read_crops(tomogram, row_of(), corners, PATCH, Preparation("dark", VOXEL), {}))
@@ -142,7 +142,7 @@ def test_the_mean_and_deviation_are_those_of_the_catalogue() -> None:
     ids=["another file", "another type", "no deviation", "clipped", "resampled"],
 )
 def test_what_the_catalogue_cannot_know_is_measured_once(changes: dict[str, Any], wanted: Preparation) -> None:
-    """Planted: clipped cubes scaled by what the catalogue says; measured again at each visit; one scale for all preparations."""
+    """Planted: the catalogue believed of another file."""
     tomogram, recorded = in_memory()
     row, scales = replace(row_of(), **changes), dict[Any, Any]()
     volume, _ = prepare_whole(tomogram, wanted)

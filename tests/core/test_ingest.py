@@ -38,7 +38,7 @@ def tomogram_row(root: Path | str, values: np.ndarray, name: str = "TS_1", endin
 @pytest.mark.parametrize("ending", ["mrc", "zarr"])
 @pytest.mark.parametrize(("offset", "spread"), [(3e-6, 1e-5), (1000.0, 1.0), (0.0, 1e6)], ids=["czii", "offset", "large"])
 def test_float16_sees_what_training_saw_before(ending: str, offset: float, spread: float, tmp_path: Path) -> None:
-    """Planted: values cast as they lie in the file, which float16 has no digits for; float16 of half the digits."""
+    """Planted: values cast as they lie in the file, where float16 has no digits."""
     row = tomogram_row(tmp_path, (NOISE * spread + offset).astype(np.float32), ending=ending, split="train")
     new, note = ingest_tomogram(row, str(tmp_path / "out"), LAYOUT)
     assert (new.dtype, note, new.uri) == ("float16", "", str(tmp_path / "out" / "tomograms" / "TS_1.zarr"))
@@ -113,7 +113,7 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_what_is_done_is_known_by_its_mark(output: str, tmp_path: Path) -> None:
-    """Planted: the tomogram's folder taken for the mark; marks that do not change with the layout or the file."""
+    """Planted: marks that do not change with the layout, or with the file."""
     rows = [tomogram_row(tmp_path, NOISE.astype(np.float32), name) for name in ("TS_1", "TS_2")]
     assert finished_rows(rows, output, LAYOUT) == {}
     new, _ = ingest_tomogram(rows[0], output, LAYOUT)
@@ -127,7 +127,7 @@ def test_what_is_done_is_known_by_its_mark(output: str, tmp_path: Path) -> None:
 
 
 def test_nothing_is_marked_that_reads_back_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: marked before it is verified; compared in float16 of what was read twice."""
+    """Planted: marked before it is verified; not verified."""
     row, out = tomogram_row(tmp_path, NOISE.astype(np.float32)), str(tmp_path / "out")
 
     def write_and_change(uri: str, tomogram: Tomogram, **options: Any) -> None:

@@ -416,7 +416,7 @@ def test_s3_reads_the_same_boxes(s3_bucket: str, tmp_path: Path, ending: str) ->
     ],
 )
 def test_s3_boxes_fetch_short_gaps_along(gap_bytes: int, starts: list[int], length: int, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: sections joined by the gap between rows; a range that ends where its last row does in the file."""
+    """Planted: a gap of just the limit not fetched along."""
     truth = numbers(shape=(6, 8, 10))
     write_mrc(f"{s3_bucket}/a.mrc", Tomogram("a", truth, (10.0, 10.0, 10.0)))
     tomogram = open_tomogram(f"{s3_bucket}/a.mrc")
@@ -455,7 +455,7 @@ def test_s3_truncated_after_opening(s3_bucket: str) -> None:
 
 @pytest.mark.parametrize("ending", [".mrc", ".mrc.gz"])
 def test_bytes_that_were_read_are_counted(tmp_path: Path, ending: str) -> None:
-    """Planted: unpacked bytes counted instead of those of the file."""
+    """Planted: nothing counted of a packed file."""
     path = tmp_path / f"a{ending}"
     write_mrc(path, Tomogram("a", numbers(), (10.0, 10.0, 10.0)))
     tomogram = open_tomogram(path)
