@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -126,10 +126,8 @@ def czii_score(
     if not weights.sum() > 0:
         raise ValueError(f"czii_score: the weights of {[p.name for p in particles]} sum to {weights.sum()}; give at least one a metric_weight")
     counts = _Counts.of(pairs, particles)
-    for row, (true, picked) in enumerate(pairs):
-        for column, p in enumerate(particles):
-            t, c = true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
-            counts.tp[row, column] = _found(t, c, distance_factor * p.radius_angstrom)
+    for row, column, t, c in _positions(pairs, particles):
+        counts.tp[row, column] = _found(t, c, distance_factor * particles[column].radius_angstrom)
     has_truth = counts.truths.sum(axis=0) > 0
     share = float(weights[has_truth].sum() / weights.sum())
     return _score(counts, particles, weights, beta=beta, share=share, draws=_draws(len(pairs), resamples, seed))
@@ -159,12 +157,10 @@ def f1_score(
     pairs = pair_runs(truth, picks, particles)
     counts = _Counts.of(pairs, particles)
     residuals: list[list[Positions]] = [[np.empty((0, 3))] for _ in particles]
-    for row, (true, picked) in enumerate(pairs):
-        for column, p in enumerate(particles):
-            t, c = true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
-            i, j = match_one_to_one(t, c, distance_angstrom or radius_fraction * p.radius_angstrom)
-            counts.tp[row, column] = len(i)
-            residuals[column].append(c[j] - t[i])
+    for row, column, t, c in _positions(pairs, particles):
+        i, j = match_one_to_one(t, c, distance_angstrom or radius_fraction * particles[column].radius_angstrom)
+        counts.tp[row, column] = len(i)
+        residuals[column].append(c[j] - t[i])
     means = [_mean_position(np.concatenate(parts)) for parts in residuals]
     return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed), residuals=means)
 
@@ -191,11 +187,9 @@ def f1_many_to_many(
     """
     pairs = pair_runs(truth, picks, particles)
     counts = _Counts.of(pairs, particles)
-    for row, (true, picked) in enumerate(pairs):
-        for column, p in enumerate(particles):
-            t, c = true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
-            counts.tp[row, column] = _found(t, c, distance_angstrom)
-            counts.picks[row, column] = counts.tp[row, column] + len(c) - _found(c, t, distance_angstrom)
+    for row, column, t, c in _positions(pairs, particles):
+        counts.tp[row, column] = _found(t, c, distance_angstrom)
+        counts.picks[row, column] = counts.tp[row, column] + len(c) - _found(c, t, distance_angstrom)
     return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed))
 
 
@@ -218,13 +212,11 @@ def precision_at_n(
     ValueError
         As `pair_runs`.
     """
-    pairs = pair_runs(truth, candidates, particles)
+    found = pair_runs(truth, candidates, particles)
+    pairs = [(true, all_found.highest({p.name: len(true.of(p.name)) for p in particles})) for true, all_found in found]
     counts = _Counts.of(pairs, particles)
-    for row, (true, found) in enumerate(pairs):
-        best = found.highest({p.name: len(true.of(p.name)) for p in particles})
-        for column, p in enumerate(particles):
-            t, c = true.of(p.name).positions_zyx, best.of(p.name).positions_zyx
-            counts.tp[row, column] = len(match_one_to_one(t, c, radius_fraction * p.radius_angstrom)[0])
+    for row, column, t, c in _positions(pairs, particles):
+        counts.tp[row, column] = len(match_one_to_one(t, c, radius_fraction * particles[column].radius_angstrom)[0])
     counts = replace(counts, picks=counts.truths)
     return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed))
 
@@ -304,6 +296,13 @@ def pair_runs(truth: Sequence[Picks], picks: Sequence[Picks], particles: Sequenc
             raise ValueError(f"truth of {run!r}: a position is listed twice; it must be there once: remove duplicates, and give each file once")
         pairs.append((true, picked))
     return pairs
+
+
+def _positions(pairs: Sequence[tuple[Picks, Picks]], particles: Sequence[Particle]) -> Iterator[tuple[int, int, Positions, Positions]]:
+    """Yield row, column and the positions of truth and picks for each run and class."""
+    for row, (true, picked) in enumerate(pairs):
+        for column, p in enumerate(particles):
+            yield row, column, true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from faults import faulty_catalogue, faulty_server, kill_actors, kill_driver, ro
 from mlflow import MlflowClient
 
 from tomoray.catalogue import read_catalogue, write_catalogue
-from tomoray.cluster.pick import DIED, actors_per_gpu, candidates_folder, pick_all
+from tomoray.cluster.pick import actors_per_gpu, candidates_folder, pick_all
 from tomoray.config import ConfigError
 from tomoray.ensemble import ensemble_card
 from tomoray.formats.candidates import read_candidates
 from tomoray.formats.czii import read_czii_csv
+from tomoray.formats.failures import DIED
 from tomoray.formats.mrc import write_mrc
 from tomoray.jobs import PickJob
 from tomoray.results import committed, table_uri

@@ -33,7 +33,7 @@ from tomoray.tomogram import Contrast, Particle
 
 PARTICLES_PER_CROP = 256  # slots that travel with every crop; unused ones cost four kilobytes
 CROPS_PER_BLOCK = 8
-MEASURED: Scales = {}  # by this process: tasks of one worker share what they had to read whole tomograms for
+SCALES: Scales = {}  # by this process: tasks of one worker share what they had to read whole tomograms for
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def pay_visit(source: CropSource, visit: int, index: int) -> tuple[list[NDArray[
     wanted = Preparation(row.contrast, source.voxel_angstrom, source.contrast, source.clip_sd)
     points = particle_points(read_row_picks(row), source.particles, wanted.voxel_angstrom(tomogram)) if source.labelled else np.empty((0, 4))
     corners = visit_corners(source, visit, index, wanted.shape(tomogram), points)
-    crops = read_crops(tomogram, row, corners, source.crops.patch_vox, wanted, MEASURED)
+    crops = read_crops(tomogram, row, corners, source.crops.patch_vox, wanted, SCALES)
     return [crop.astype(np.float16) for crop in crops], corners, points
 
 

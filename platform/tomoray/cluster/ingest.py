@@ -18,14 +18,12 @@ from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_catalogue, write_catalogue
 from tomoray.cluster.pace import Pace
 from tomoray.cluster.session import session
-from tomoray.formats.failures import Failure, write_failures
+from tomoray.formats.failures import DIED, Failure, write_failures
 from tomoray.ingest import ChunkLayout, finished_rows, ingest_tomogram
 from tomoray.jobs import IngestJob
 from tomoray.tomogram import FormatError
 
 log = logging.getLogger(__name__)
-
-DIED = "the task that held it failed or died each time it was tried; see Ray's log, and try this tomogram alone"
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,12 @@ from tomoray.cluster.session import on_cluster, session
 from tomoray.cluster.tracking import FAILED, Run, start_run
 from tomoray.config import ConfigError, dump_settings
 from tomoray.ensemble import ensemble_card, load_ensemble
-from tomoray.formats.failures import Failure, write_failures
+from tomoray.formats.failures import DIED, Failure, write_failures
 from tomoray.jobs import PickJob
 from tomoray.results import choose, committed, write_picks
 
 log = logging.getLogger(__name__)
 
-DIED = "the task that held it failed or died each time it was tried; see Ray's log, and try this tomogram alone"
 NO_PROGRESS_TIMEOUT_S = 7200.0  # a cluster may take this long to bring its first GPU node
 CORES_PER_ACTOR = 8  # few actors with many threads: each may take whole volumes into memory, where many would have to cut them
 RECORD_EVERY_S = 10.0

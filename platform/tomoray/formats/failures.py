@@ -1,4 +1,4 @@
-"""The failures table: what could not be picked, and why, as Parquet."""
+"""The failures table: what could not be picked or ingested, and why, as Parquet."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 
 from tomoray import storage
 
+DIED = "the task that held it failed or died each time it was tried; see Ray's log, and try this tomogram alone"
 SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("tomogram_id", "uri", "reason")])
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One tomogram that could not be picked."""
+    """One tomogram that could not be done."""
 
     tomogram_id: str
     uri: str
