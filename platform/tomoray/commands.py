@@ -19,20 +19,18 @@ from tomoray import storage
 from tomoray.catalogue import CatalogueRow, assign_splits, read_catalogue, read_row_picks, write_catalogue
 from tomoray.config import ConfigError, Settings, dump_settings
 from tomoray.credentials import redacted
-from tomoray.formats import open_tomogram
+from tomoray.demo import demo_jobs, look
 from tomoray.formats.clicks import Told
 from tomoray.formats.czii import read_czii_csv
 from tomoray.formats.layouts import Problem
 from tomoray.index import index
 from tomoray.jobs import DemoJob, IndexJob, IngestJob, PickJob, ScoreJob, SimulateJob, StudyJob, ThresholdJob, TrainJob, TuneJob
 from tomoray.models import with_checkpoints
-from tomoray.report import draw_picks, write_report
 from tomoray.score_table import score_table
-from tomoray.scoring import Score, score_picks
+from tomoray.scoring import score_picks
 from tomoray.simulate import CZII_PER_UM3, Scene, write_dataset
 from tomoray.study import steps_of
 from tomoray.submission import STOPPED, command, exit_status, pack
-from tomoray.tomogram import Picks
 
 DONE, SOME_FAILED = 0, 3
 WARNINGS_SHOWN = 3  # of one kind
@@ -365,39 +363,12 @@ def demo(job: DemoJob, dry_run: bool = False) -> int:
         say(f"\n== tomoray {verb} ==")
         storage.write_bytes(storage.join(job.output, f"{verb}.toml"), dump_settings(step).encode())
         status = max(status, run(verb, step))
-    report, picture = _look(jobs["pick"].output, jobs["pick"].catalogue, storage.join(job.output, "score"))
+    report, picture = look(jobs["score"], scored_rows(jobs["score"].catalogue, ("test",)))
     say(f"\nThe whole main job took {(time.perf_counter() - began) / 60:.1f} minutes. Look at")
     say(f"  report   {report}")
     say(f"  picture  {picture}")
     say(f"  MLflow   mlflow ui --backend-store-uri {os.environ['MLFLOW_TRACKING_URI']}")
     return status
-
-
-def demo_jobs(job: DemoJob) -> dict[str, Any]:
-    """Return the jobs of the demo in order, their files all in its folder, picking and scoring only what was held back."""
-    data, catalogue, runs, picks, score = (storage.join(job.output, name) for name in ("data", "catalogue.parquet", "runs", "picks", "score"))
-    picker = storage.join(runs, job.train.name, "picker")
-    return {
-        "simulate": job.simulate.model_copy(update={"output": data}),
-        "index": job.index.model_copy(update={"source": data, "output": catalogue}),
-        "train": job.train.model_copy(update={"catalogue": catalogue, "output": runs}),
-        "pick": job.pick.model_copy(update={"catalogue": catalogue, "output": picks, "checkpoint": picker, "splits": ("test",)}),
-        "score": ScoreJob(catalogue=catalogue, picks=picks, output=score, splits=("test",), particles=job.train.particles),
-    }
-
-
-def _look(picks_folder: str, catalogue: str, folder: str) -> tuple[str, str]:
-    """Draw the first tomogram that was held back with its picks and its truth, and write the report; return where both are."""
-    rows = scored_rows(catalogue, ("test",))
-    picks = {p.run: p for p in read_czii_csv(storage.join(picks_folder, "picks.csv"))}
-    first = rows[0]
-    picture, report = storage.join(folder, f"{first.run}.png"), storage.join(folder, "report.html")
-    tomogram = open_tomogram(first.uri, name=first.run)
-    draw_picks(picture, tomogram, picks.get(first.run, Picks.concatenate(first.run, [])), read_row_picks(first))
-    truth = [read_row_picks(row) for row in rows]
-    scores: dict[str, Score] = score_picks(truth, list(picks.values()))
-    write_report(report, "tomoray demo", scores=scores, pictures={first.run: picture}, files={"picks": picks_folder, "catalogue": catalogue})
-    return report, picture
 
 
 def _spell(thresholds: dict[str, float]) -> str:

@@ -34,7 +34,7 @@ LAYERS = [
     ["training", "picking", "inference", "memory"],
     [
         *("jobs", "recipes", "spaces", "checkpoint", "report", "study", "comparison", "ensemble", "results"),
-        *("held_out", "models", "search", "submission", "sweep", "sweep_report", "validation"),
+        *("demo", "held_out", "models", "search", "submission", "sweep", "sweep_report", "validation"),
     ],
     ["cluster"],
     ["cli", "commands", "__main__"],
