@@ -14,10 +14,11 @@ half of them around a particle, in as many worker processes of PyTorch's DataLoa
     memory map           a Dataset that cuts cubes out of numpy files of float32, scaled before
     tomoray under Ray    crop_stream, with as many readers, from the ingested files; with --ray
 
-`cached` is the share of the tomograms that MONAI's caches may hold; the others are loaded anew, as where data are larger than memory. Each
-contender has a process of its own, and the kernel is told to forget the files before. Time counts from the second visit on, after what a
-cache has to be filled with, which is told apart. Memory is the most that a contender's processes held together, of what the kernel cannot
-drop: anonymous and shared pages. Bytes are those that the disk was asked for, and for tomoray also those that its readers asked for.
+`cached` is the share of the tomograms that fits into memory, as where data are larger than it: so many MONAI's caches may hold, and of so
+many that were read last the kernel may keep the files; it is told to forget those that were read before them, and all before a contender
+starts. Each contender has a process of its own. Time counts from the second visit on, after what a cache has to be filled with, which is
+told apart. Memory is the most that a contender's processes held together, of what the kernel cannot drop: anonymous and shared pages.
+Bytes are those that the disk was asked for, and for tomoray also those that its readers asked for.
 """
 
 import os
@@ -126,11 +127,7 @@ def make_one(folder: Path, index: int, options: argparse.Namespace) -> Catalogue
 
 def run(name: str, options: argparse.Namespace) -> Result:
     """Return what became of a contender in a process of its own, with a cold cache of the kernel."""
-    for file in Path(options.folder).rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    forget(Path(options.folder))
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, name, options))
@@ -162,6 +159,31 @@ def serve(connection: Connection, name: str, options: argparse.Namespace) -> Non
     connection.send((time.perf_counter() - began, *total.tolist()))
     connection.close()
     os._exit(0)  # workers read ahead without end
+
+
+def forget(path: Path) -> None:
+    """Tell the kernel to drop a file, or all files in a folder, from its cache."""
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class KernelCache:
+    """The kernel's cache as it would be if it held few tomograms: those that a worker read last. All workers share its room."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.room = max(1, int(options.cached * options.tomograms / max(1, options.workers)))
+        self.held: dict[str, tuple[Path, ...]] = {}
+
+    def note(self, run: str, *files: Path) -> None:
+        """Take note that the files of a tomogram were read, and drop those of the one that was not for longest."""
+        self.held.pop(run, None)
+        self.held[run] = files
+        if len(self.held) > self.room:
+            for file in self.held.pop(next(iter(self.held))):
+                forget(file)
 
 
 class Watch:
@@ -217,7 +239,7 @@ class OurVisits(IterableDataset):  # type: ignore[type-arg]
     """Visits without end, as the reading tasks of a stream make them; each worker makes its share."""
 
     def __init__(self, rows: list[CatalogueRow], options: argparse.Namespace) -> None:
-        self.rows, self.options = rows, options
+        self.rows, self.options, self.cache = rows, options, KernelCache(options)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, Visit]]:
         worker = get_worker_info()
@@ -236,6 +258,7 @@ class OurVisits(IterableDataset):  # type: ignore[type-arg]
         corners = draw_corners(rng, tomogram.shape, self.options.patch, points, self.options.per_visit)
         wanted = Preparation(row.contrast, row.voxel_angstrom)
         crops = [crop.astype(np.float16) for crop in read_crops(tomogram, row, corners, self.options.patch, wanted, scales)]
+        self.cache.note(row.run, Path(row.uri))
         numbers = (len(crops), tomogram.bytes_read, alone_bytes(tomogram, corners, self.options.patch, wanted))
         return torch.from_numpy(np.stack(crops)), numbers
 
@@ -251,17 +274,19 @@ class Mapped(Dataset):  # type: ignore[type-arg]
     """Volumes in numpy files, of which an item is the crops of one visit."""
 
     def __init__(self, rows: list[CatalogueRow], options: argparse.Namespace) -> None:
-        self.rows, self.options = rows, options
+        self.rows, self.options, self.cache = rows, options, KernelCache(options)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         row = self.rows[index]
-        volume = np.load(Path(self.options.folder) / f"{row.run}.npy", mmap_mode="r")
+        file = Path(self.options.folder) / f"{row.run}.npy"
+        volume = np.load(file, mmap_mode="r")
         (picks,) = read_czii_csv(row.picks_uri)
         points = np.column_stack([np.zeros(len(picks)), picks.positions_zyx / VOXEL])
         corners = draw_corners(np.random.default_rng(), volume.shape, self.options.patch, points, self.options.per_visit)
+        self.cache.note(row.run, file)
         return torch.from_numpy(np.stack([cut(volume, corner, self.options.patch).astype(np.float16) for corner in corners]))
 
 
@@ -282,7 +307,7 @@ def monai_visits(name: str, options: argparse.Namespace) -> Iterator[Visit]:
 
     found = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if name == INDICES else {}
     crop = RandCropByPosNegLabeld(("image", "label"), "label", options.patch, num_samples=options.per_visit, **found)
-    steps = [load, NormalizeIntensityd("image"), *([FgBgToIndicesd("label")] if found else []), crop]
+    steps = [Loader(options), NormalizeIntensityd("image"), *([FgBgToIndicesd("label")] if found else []), crop]
     items = [{"stem": row.uri.removesuffix(".mrc")} for row in read_catalogue(Path(options.folder) / "mrc.parquet")]
     kept = max(1, int(options.cached * len(items)))
     if name == SMART:
@@ -300,10 +325,17 @@ def monai_visits(name: str, options: argparse.Namespace) -> Iterator[Visit]:
             dataset.update_cache()
 
 
-def load(item: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Return a tomogram and its labels, each with a channel in front."""
-    values, labels = open_tomogram(f"{item['stem']}.mrc").read(), np.load(f"{item['stem']}_labels.npy")
-    return {"image": torch.from_numpy(values)[None], "label": torch.from_numpy(labels)[None]}
+class Loader:
+    """Reads tomograms and their labels, each with a channel in front."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.cache = KernelCache(options)
+
+    def __call__(self, item: dict[str, str]) -> dict[str, torch.Tensor]:
+        volume, marks = Path(f"{item['stem']}.mrc"), Path(f"{item['stem']}_labels.npy")
+        values, labels = open_tomogram(str(volume)).read(), np.load(marks)
+        self.cache.note(volume.stem, volume, marks)
+        return {"image": torch.from_numpy(values)[None], "label": torch.from_numpy(labels)[None]}
 
 
 def under_ray(name: str, options: argparse.Namespace) -> Iterator[Visit]:
