@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         verb = options.verb if options.verb != SUBMIT else options.as_verb or verb_of(options.job or "")
         job = read_settings(JOBS[verb], _job_file(options), _overrides(options))
-        job = job_for_cluster(verb, job) if options.verb == SUBMIT else job
+        job = job_for_cluster(verb, job, options.root) if options.verb == SUBMIT else job
         if options.dry_run:
             print(dump_settings(job), end="")
         from tomoray import commands  # here, so that --help need not wait for torch and Ray
@@ -71,6 +71,8 @@ def build_parser(submits: str = "") -> argparse.ArgumentParser:
     sub = verbs.add_parser(SUBMIT, help=summary, description=f"{summary} With a job file, --help shows its keys too.", allow_abbrev=False)
     _add_options(sub, JOBS.get(submits), "job file (TOML), whose name up to the first underscore is the verb")
     sub.add_argument("--address", default="", metavar="URL", help="Ray's job server, as http://HEAD:8265 (default: that of RAY_API_SERVER_ADDRESS)")
+    root = os.environ.get("TOMORAY_ROOT", "")
+    sub.add_argument("--root", default=root, metavar="URL", help="what relative places lie under, as s3://BUCKET (default: that of TOMORAY_ROOT)")
     sub.add_argument("--verb", dest="as_verb", choices=list(JOBS), help="verb of a job file that is called otherwise")
     sub.add_argument("--installed", action="store_true", help="run the tomoray that is installed there, and send the job file alone")
     return parser

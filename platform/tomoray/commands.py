@@ -356,8 +356,9 @@ def demo(job: DemoJob, dry_run: bool = False) -> int:
     began, jobs = time.perf_counter(), demo_jobs(job)
     if dry_run:
         return DONE
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path(job.output).resolve() / 'mlflow.db'}")
-    Path(job.output).mkdir(parents=True, exist_ok=True)
+    if storage.is_local(job.output):  # else MLflow is where the environment says
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path(job.output).resolve() / 'mlflow.db'}")
+        Path(job.output).mkdir(parents=True, exist_ok=True)
     status = 0
     for verb, step in jobs.items():
         say(f"\n== tomoray {verb} ==")
@@ -367,7 +368,8 @@ def demo(job: DemoJob, dry_run: bool = False) -> int:
     say(f"\nThe whole main job took {(time.perf_counter() - began) / 60:.1f} minutes. Look at")
     say(f"  report   {report}")
     say(f"  picture  {picture}")
-    say(f"  MLflow   mlflow ui --backend-store-uri {os.environ['MLFLOW_TRACKING_URI']}")
+    if tracking := os.environ.get("MLFLOW_TRACKING_URI"):
+        say(f"  MLflow   mlflow ui --backend-store-uri {tracking}")
     return status
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import tomoray
 from tomoray import storage
-from tomoray.config import ConfigError, Settings, dump_settings, flatten
+from tomoray.config import ConfigError, Settings, dump_settings, flatten, read_settings_text
 from tomoray.jobs import JOBS, TuneJob
 from tomoray.models import is_model
 from tomoray.provenance import COMMIT, commit
@@ -41,31 +41,41 @@ def verb_of(job_file: str | Path) -> str:
     return word
 
 
-def job_for_cluster(verb: str, job: Settings) -> Settings:
-    """Return a job as any machine can run it: what it reads from other files of the checkout is part of it.
+def job_for_cluster(verb: str, job: Settings, root: str = "") -> Settings:
+    """Return a job as any machine can run it: what it reads from other files of the checkout is part of it, and relative places are under `root`.
 
     Raises
     ------
     ConfigError
         If a path means something on this machine only.
     """
-    here = [f"{key} = {place!r}" for key, place in _places(verb, job) if _is_here(place)]
+    if root:
+        moved = {key: [_under(root, one) for one in place] if isinstance(place, list) else _under(root, place) for key, place in _places(verb, job)}
+        job = read_settings_text(type(job), dump_settings(job), "--root", moved)
+    named = ((key, one) for key, place in _places(verb, job) for one in (place if isinstance(place, list) else [place]))
+    here = [f"{key} = {place!r}" for key, place in named if _is_here(place)]
     if here:
         raise ConfigError(
             f"{'; '.join(here)}: beside you, where no cluster looks, and what a job writes beside itself goes with it; places must be s3://, "
-            "https:// or absolute paths on storage that all nodes share: give others"
+            "https:// or absolute paths on storage that all nodes share: give others, or with --root what relative ones are under"
         )
     if isinstance(job, TuneJob) and isinstance(job.space, str):
         return job.model_copy(update={"space": job.read_space().model_dump(mode="json", exclude_defaults=True)})
     return job
 
 
-def _places(verb: str, job: Settings) -> Iterator[tuple[str, str]]:
+def _places(verb: str, job: Settings) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a job that name places, and the place or the list of places that each names."""
     outer = {key: value for key, value in job.model_dump(mode="json").items() if not isinstance(value, dict)}
     for key, value in flatten({**job.model_dump(mode="json", exclude_defaults=True), **outer}).items():
         *parents, name = key.split(".")
-        if name in (INNER_PLACES if parents else PLACES) or parents == ["maps"] or (verb == "score" and key == "picks"):
-            yield from ((key, place) for place in (value if isinstance(value, list) else [value]) if place)
+        if value and (name in (INNER_PLACES if parents else PLACES) or parents == ["maps"] or (verb == "score" and key == "picks")):
+            yield key, value
+
+
+def _under(root: str, place: str) -> str:
+    """Return a place of the same name under `root`; those of one's home or outside the working directory have none."""
+    return storage.join(root, place) if _is_here(place) and not place.startswith(("~", "..")) else place
 
 
 def _is_here(place: Any) -> bool:

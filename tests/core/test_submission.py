@@ -1,6 +1,7 @@
 """What is sent to a cluster: the package, one job file whose places mean the same there, and a command that no shell misreads."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +21,7 @@ SHARED = {"output": "s3://b/out", "catalogue": "s3://b/c.parquet"}
 ODD = 'pick it\'s $(touch harm); `harm` & "more".toml'
 PACKAGE = Path(tomoray.__file__).parent
 REPOSITORY = PACKAGE.parents[1]
+JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,46 @@ def test_places_that_only_this_machine_has_are_refused(verb: str, model: Any, se
     with pytest.raises(ConfigError, match="beside you, where no cluster looks") as error:
         job_for_cluster(verb, model.model_validate(settings))
     assert str(error.value).startswith(told + ": ")
+
+
+def test_relative_places_are_the_same_under_a_root() -> None:
+    """Planted: places of a list left out; a name in the registry, or what lies elsewhere already, taken for a relative place."""
+    job = PickJob(catalogue="data/c.parquet", output="/d", checkpoint=("runs/a", "models:/picker@champion", "s3://b/a"))
+    sent = job_for_cluster("pick", job, "s3://bucket/mine/")
+    moved = {"catalogue": "s3://bucket/mine/data/c.parquet", "checkpoint": ("s3://bucket/mine/runs/a", "models:/picker@champion", "s3://b/a")}
+    assert sent == job.model_copy(update=moved)
+    assert job_for_cluster("index", IndexJob(source="x", output="c.parquet"), "/shared") == IndexJob(source="/shared/x", output="/shared/c.parquet")
+    space = {"base": "jobs/train_x.toml", "space": {"optimizer.learning_rate": {"choices": [0.1, 0.2]}}}
+    sent = job_for_cluster("tune", TuneJob.model_validate({**SHARED, "space": space, "train": {"start_from": "runs/a"}}), "s3://b")
+    assert isinstance(sent, TuneJob)
+    assert sent.train.start_from == "s3://b/runs/a"
+
+
+@pytest.mark.parametrize(
+    ("root", "place", "told"),
+    [
+        ("bucket", "runs/a", "checkpoint = 'bucket/runs/a'"),
+        ("s3://b", "~/a", "checkpoint = '~/a'"),
+        ("s3://b", "../a", "checkpoint = '../a'"),
+        ("s3://me:secret@b", "a", "--root: checkpoint = 's3://***@b/a' holds credentials"),
+    ],
+)
+def test_no_root_makes_a_place_of_one_that_has_none(root: str, place: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        job_for_cluster("pick", PickJob.model_validate({**SHARED, "checkpoint": place}), root)
+
+
+@pytest.mark.parametrize("path", JOB_FILES, ids=lambda path: path.name)
+def test_every_job_file_shows_a_command_that_sends_it(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    (line,) = (line for line in path.read_text().splitlines() if line.startswith("# or: "))
+    words = shlex.split(line.removeprefix("# or: "))
+    assert words[:3] == ["tomoray", "submit", f"jobs/{path.name}"]
+    assert main([*words[1:], "--dry-run"]) == 0
+    printed, _, told = capsys.readouterr().out.rstrip().rpartition("\n")
+    verb = verb_of(path)
+    assert told.endswith(f"python -m tomoray {verb} jobs/{path.name}")
+    assert read_settings_text(JOBS[verb], printed, "printed").model_dump()["output"].startswith("s3://BUCKET/")
 
 
 @pytest.mark.parametrize(
