@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help setup demo test lint format test-slow bench clean
+.PHONY: help setup services demo test lint format test-slow bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	touch $@
+
+services: ## install the servers that some tests start, if root and apt-get are there
+	.ci/services
 
 demo: $(VENV)/.installed ## simulate, train, pick, score and draw, in about ten minutes
 	$(BIN)/tomoray demo jobs/demo.toml

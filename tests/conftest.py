@@ -1,13 +1,17 @@
 """What all tests share: where the reference data lie, and quiet, fair use of the cores."""
 
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: spinning threads starve each other on shared cores
 
 import pytest
+
+from services.ceph import S3Server
+from services.fixtures import ceph, ceph_bucket, mlflow_on_postgres, new_bucket, postgres, use_s3
+
+__all__ = ["ceph", "ceph_bucket", "mlflow_on_postgres", "postgres"]
 
 
 @pytest.fixture(scope="session")
@@ -34,15 +38,5 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3_bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """`s3://bucket` of a fresh bucket, with the environment such that every S3 client finds the server."""
-    import boto3
-
-    environment = {"AWS_ENDPOINT_URL": s3_server, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    for key in ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "TOMORAY_S3_ANONYMOUS"):
-        monkeypatch.delenv(key, raising=False)
-    name = f"bucket-{uuid.uuid4().hex[:12]}"
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=name)
-    client.close()
-    return f"s3://{name}"
+    use_s3(S3Server(s3_server, "test", "test"), monkeypatch)
+    return new_bucket()

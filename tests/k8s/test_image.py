@@ -19,7 +19,7 @@ from tomoray import __version__
 DOCKERFILE = (K8S / "Dockerfile").read_text()
 INSTRUCTIONS = [line.split() for line in DOCKERFILE.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
 LOCKS = {path.name: path for path in K8S.glob("requirements*.lock")}
-BESIDE_CONSTRAINTS = {"setuptools", "psycopg2-binary"}  # which pip leaves out when it lists; what only MLflow's server needs
+BESIDE_CONSTRAINTS = {"setuptools"}  # which pip leaves out when it lists
 SERVER = {"boto3", "psycopg2-binary"}
 
 
