@@ -37,7 +37,7 @@ Uri = str | Path
 Result = TypeVar("Result")
 
 _REMOTE = ("s3", "http", "https")
-ATTEMPTS = 3  # at what fails although each request was tried several times: a server may be down for longer than they wait
+ATTEMPTS = 5  # at what fails although each request was tried several times: many at once soon use up what a client may repeat, which all share
 CONNECTIONS = 64  # at a time to one server, as many as the chunks of one crop
 UNFINISHED = ".partial"  # how the name ends of a folder in which something is being written
 
@@ -309,8 +309,13 @@ def local_copy(uri: Uri) -> Iterator[Path]:
     filesystem, path = resolve(uri)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.rpartition("/")[2]
-        with plain_errors(uri):
-            filesystem.get(path, str(copy), recursive=True)
+
+        def get() -> None:
+            shutil.rmtree(copy, ignore_errors=True)  # of a first attempt, into which the second would put its folder
+            with plain_errors(uri):
+                filesystem.get(path, str(copy), recursive=True)
+
+        patiently(get, uri)
         yield copy
 
 
@@ -333,8 +338,13 @@ def _staging_folder(uri: Uri) -> Iterator[Path]:
 
 def _put(uri: Uri, copies: Sequence[tuple[Path, str]]) -> None:
     filesystem, _ = resolve(uri)
-    with plain_errors(uri):
-        filesystem.put([str(source) for source, _ in copies], [filesystem._strip_protocol(target) for _, target in copies])
+    sources, targets = [str(source) for source, _ in copies], [filesystem._strip_protocol(target) for _, target in copies]
+
+    def put() -> None:
+        with plain_errors(uri):
+            filesystem.put(sources, targets)
+
+    patiently(put, uri)
 
 
 @contextmanager

@@ -337,9 +337,10 @@ def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert storage.patiently(action, "s3://bucket/key") == "up"
     assert waits == [1, 2]
     assert caplog.messages == ["s3://bucket/key: down; trying again"] * 2
-    answers[:] = [ConnectionError("down")] * 3
+    answers[:] = [ConnectionError("down")] * storage.ATTEMPTS
     with pytest.raises(ConnectionError):
         storage.patiently(action, "s3://bucket/key")
+    assert waits[2:] == [1, 2, 4, 8]
     answers[:] = [FileNotFoundError("gone"), "up"]
     with pytest.raises(FileNotFoundError):
         storage.patiently(action, "s3://bucket/key")

@@ -13,7 +13,7 @@ from services.mlflow_server import mlflow_server
 from services.postgres import Database, postgres_server
 from services.programs import UnavailableError
 
-Server = TypeVar("Server")
+Started = TypeVar("Started")
 
 NO_LONGER_SET = ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REQUEST_CHECKSUM_CALCULATION", "TOMORAY_S3_ANONYMOUS")
 
@@ -35,7 +35,7 @@ def new_bucket() -> str:
     return f"s3://{name}"
 
 
-def _or_skip(server: AbstractContextManager[Server]) -> Iterator[Server]:
+def _or_skip(server: AbstractContextManager[Started]) -> Iterator[Started]:
     with ExitStack() as stack:
         try:
             there = stack.enter_context(server)

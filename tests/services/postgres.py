@@ -12,6 +12,7 @@ from services.programs import UnavailableError, find_programs, free_port, run, s
 
 DEBIAN = Path("/usr/lib/postgresql")  # a folder for each version, none of them in PATH
 SOME_USER = "postgres"  # whom Debian's packages make; the server refuses to run as root
+PASSWORD = "password-of-tests"
 
 
 @dataclass(frozen=True)
@@ -39,20 +40,22 @@ def postgres_server() -> Iterator[Database]:
             folder = stack.enter_context(scratch_folder(user.get("user")))
         except LookupError:
             raise UnavailableError(f"there is no user {SOME_USER} to run PostgreSQL as, which root must not") from None
-        port, database = free_port(), Database("", "password-of-tests")
-        secret, data = folder / "password", folder / "data"
-        secret.write_text(database.password)
+        port, secret, options = free_port(), folder / "password", {**user, "cwd": folder}
+        secret.write_text(PASSWORD)
         secret.chmod(0o644)  # within a folder that its owner alone may enter
-        options = {**user, "cwd": folder}
-        run([initdb, "-D", str(data), "--username=mlflow", "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync", "--encoding=UTF8"], **options)
+        data = ["-D", str(folder / "data")]
+        run(
+            [initdb, *data, "--username=mlflow", "--auth=scram-sha-256", f"--pwfile={secret}", "--no-sync", "--encoding=UTF8", "--locale=C"],
+            **options,
+        )
         settings = [f"port={port}", "listen_addresses=127.0.0.1", f"unix_socket_directories={folder}", "fsync=off", "dynamic_shared_memory_type=mmap"]
-        command = [postgres, "-D", str(data), *(word for setting in settings for word in ("-c", setting))]
+        command = [postgres, *data, *(word for setting in settings for word in ("-c", setting))]
         server = stack.enter_context(started(command, folder, stop=signal.SIGQUIT, **options))
         where = ["--host=127.0.0.1", f"--port={port}"]
         ready = [is_ready, "--quiet", *where]
         server.wait_until(lambda: _succeeds(ready))
-        run([createdb, *where, "--username=mlflow", "mlflow"], **options, env={**os.environ, "PGPASSWORD": database.password})
-        yield Database(f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow", database.password)
+        run([createdb, *where, "--username=mlflow", "mlflow"], **options, env={**os.environ, "PGPASSWORD": PASSWORD})
+        yield Database(f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow", PASSWORD)
 
 
 def _succeeds(command: list[str]) -> bool:
