@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeVar
 
-import boto3
 import pytest
 
 from services.ceph import S3Server, ceph_gateway
-from services.mlflow_server import mlflow_server
+from services.mlflow_server import MlflowServer, mlflow_server
 from services.postgres import Database, postgres_server
 from services.programs import UnavailableError
 
@@ -28,6 +27,8 @@ def use_s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def new_bucket() -> str:
     """Return `s3://bucket` of a fresh bucket on the server that the environment names."""
+    import boto3
+
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     client = boto3.client("s3")
     client.create_bucket(Bucket=name)
@@ -65,7 +66,10 @@ def postgres() -> Iterator[Database]:
     yield from _or_skip(postgres_server())
 
 
-@pytest.fixture
-def mlflow_on_postgres(postgres: Database, ceph: S3Server, ceph_bucket: str) -> Iterator[str]:
-    """Address of an MLflow server with records in PostgreSQL and artefacts in `ceph_bucket`."""
-    yield from _or_skip(mlflow_server(postgres, ceph, f"{ceph_bucket}/mlflow"))
+@pytest.fixture(scope="session")
+def mlflow_on_postgres(postgres: Database, ceph: S3Server) -> Iterator[MlflowServer]:
+    """An MLflow server with records in PostgreSQL and artefacts in a bucket on Ceph's gateway."""
+    with pytest.MonkeyPatch.context() as environment:
+        use_s3(ceph, environment)
+        bucket = new_bucket()
+    yield from _or_skip(mlflow_server(postgres, ceph, f"{bucket}/mlflow"))

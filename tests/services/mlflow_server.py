@@ -6,15 +6,24 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from services.ceph import S3Server
 from services.postgres import Database
 from services.programs import free_port, scratch_folder, started
 
 
+@dataclass(frozen=True)
+class MlflowServer:
+    """Where a server is, and where it keeps artefacts."""
+
+    address: str
+    artefacts: str
+
+
 @contextmanager
-def mlflow_server(database: Database, s3: S3Server, artefacts: str) -> Iterator[str]:
-    """Yield the address of a running server.
+def mlflow_server(database: Database, s3: S3Server, artefacts: str) -> Iterator[MlflowServer]:
+    """Yield a running server.
 
     Raises
     ------
@@ -32,7 +41,7 @@ def mlflow_server(database: Database, s3: S3Server, artefacts: str) -> Iterator[
         command = [sys.executable, "-m", "mlflow", "server", *where, *stores]
         with started(command, folder, env=environment, cwd=folder) as server:
             server.wait_until(lambda: _is_healthy(address))
-            yield address
+            yield MlflowServer(address, artefacts)
 
 
 def _is_healthy(address: str) -> bool:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE_S = 300  # until a server answers: MLflow makes tables for fifteen seconds, and machines are busy with other things
+PATIENCE_S = 900  # until a server answers: MLflow makes tables for fifteen seconds, and machines are busy with other things
 
 
 class UnavailableError(RuntimeError):

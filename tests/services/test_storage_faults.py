@@ -7,15 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from services.ceph import S3Server
 from services.fault_proxy import AWAY, CUT, DROP, FaultyProxy, faulty_proxy
 from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_catalogue, write_catalogue
+from tomoray.checkpoint import Card, save_checkpoint
+from tomoray.cluster.pick_stages import Predict, commit, items, read
 from tomoray.formats import open_tomogram
+from tomoray.formats.candidates import read_candidates
 from tomoray.formats.mrc import write_mrc
 from tomoray.formats.ome_zarr import write_ome_zarr
-from tomoray.tomogram import Tomogram
+from tomoray.jobs import PickJob
+from tomoray.results import committed, table_uri
+from tomoray.tomogram import Particle, Tomogram
 
 VALUES = np.random.default_rng(0).normal(size=(24, 40, 48)).astype(np.float32)
 ROW = CatalogueRow("TS_1", "TS_1", "s3://b/TS_1.mrc", (24, 40, 48), "float32", 10.0, 0.0, 1.0, -4.0, 4.0, "dark", split="train")
@@ -49,6 +55,20 @@ def read_boxes(bucket: str, kind: str, count: int, seed: int = 0) -> None:
     for _ in range(count):
         z, y, x = (slice(int(low), int(low) + 12) for low in rng.integers(0, np.array(VALUES.shape) - 12))
         np.testing.assert_array_equal(tomogram.read((z, y, x)), VALUES[z, y, x])
+
+
+def restart_after(requests: int, proxy: FaultyProxy) -> threading.Thread:
+    """Let the server be away for four seconds after so many more requests; join what is returned."""
+    before = sum(proxy.seen.values())
+
+    def restart() -> None:
+        while sum(proxy.seen.values()) < before + requests:
+            time.sleep(0.02)
+        proxy.restart(4.0)
+
+    thread = threading.Thread(target=restart, daemon=True)
+    thread.start()
+    return thread
 
 
 @pytest.mark.parametrize("rates", [{"500": 0.05, "503": 0.05}, {DROP: 0.1}], ids=["refusals", "dropped"])
@@ -106,26 +126,40 @@ def test_folders_of_many_files_survive_a_restart(bucket: str, proxy: FaultyProxy
     Planted: one attempt at putting, and at fetching.
     """
 
-    def restart_midway() -> threading.Thread:
-        before = sum(proxy.seen.values())
-
-        def restart() -> None:
-            while sum(proxy.seen.values()) < before + 40:
-                time.sleep(0.02)
-            proxy.restart(4.0)
-
-        thread = threading.Thread(target=restart, daemon=True)
-        thread.start()
-        return thread
-
     names = [f"{number:03d}" for number in range(250)]
-    restarting = restart_midway()
+    restarting = restart_after(40, proxy)
     with storage.new_folder(f"{bucket}/many") as folder:
         for name in names:
             (folder / name).write_text(name)
     restarting.join()
-    restarting = restart_midway()
+    restarting = restart_after(40, proxy)
     with storage.local_copy(f"{bucket}/many") as copy:
         assert {path.name: path.read_text() for path in copy.iterdir()} == {name: name for name in names}
     restarting.join()
     assert proxy.seen[AWAY] == 2
+
+
+def test_picking_loses_no_tomogram(bucket: str, proxy: FaultyProxy) -> None:
+    """What Ray runs side by side, one after the other: only what is not there fails, by its key. Planted: one attempt for each stage and request."""
+    card = Card((Particle("ribosome", 150.0),), 10.0, "dark", {"name": "asymmetric_unet", "width": 4, "blocks": [1, 1]}, tile_vox=16)
+    picker = card.build()
+    *_, bias = (parameter for name, parameter in picker.named_parameters() if name.endswith("bias"))
+    torch.nn.init.zeros_(bias)  # of the last layer, which starts where it sees nothing anywhere
+    with storage.new_folder(f"{bucket}/picker") as folder:
+        save_checkpoint(folder, card, picker)
+    names = {f"{kind}-{number}": f"{bucket}/{kind}" for number in range(3) for kind in KINDS}
+    rows = [replace(ROW, tomogram_id=name, run=name, uri=uri) for name, uri in {**names, "gone": f"{bucket}/gone.mrc"}.items()]
+    proxy.rates = {"500": 0.05, "503": 0.05, DROP: 0.05}
+    proxy.cut_next(2)
+    restarting = restart_after(40, proxy)
+    predict, told = Predict(PickJob(checkpoint=f"{bucket}/picker", tile_vox=16), 1), {}
+    for item in items(rows):
+        predicted = predict({key: [value] for key, value in read(item, card=card, permissive=False).items()})
+        told[item["tomogram_id"]] = commit({key: column[0] for key, column in predicted.items()}, folder=f"{bucket}/candidates")["error"]
+    restarting.join()
+    assert told.pop("gone").startswith(f"{bucket}/gone.mrc: there is no such file or folder; check the path")
+    assert told == dict.fromkeys(names, "")
+    assert committed(f"{bucket}/candidates") == set(names)
+    (count,) = {len(read_candidates(table_uri(f"{bucket}/candidates", name))[0]) for name in names}
+    assert count > 0
+    assert (proxy.seen[CUT], proxy.seen[AWAY]) == (2, 1)
