@@ -60,7 +60,7 @@ def test_what_is_written_is_read_back(ceph_bucket: str) -> None:
 
 
 def test_files_in_several_parts_arrive_whole(ceph_bucket: str) -> None:
-    """A checkpoint is put in parts of some megabytes each, and every range of it can be had. Planted: parts in another order."""
+    """A checkpoint is put in parts of some megabytes each, and every range of it can be had."""
     content = np.random.default_rng(1).bytes(120_000_000)
     with storage.new_file(f"{ceph_bucket}/large") as path:
         path.write_bytes(content)
@@ -72,7 +72,7 @@ def test_files_in_several_parts_arrive_whole(ceph_bucket: str) -> None:
 
 
 def test_folders_larger_than_one_page_are_listed_replaced_and_removed(ceph_bucket: str) -> None:
-    """S3 lists and removes a thousand keys at a time. Planted: the first page only."""
+    """S3 lists and removes a thousand keys at a time."""
     names = [f"{number:05d}.parquet" for number in range(1100)]
     with storage.new_folder(f"{ceph_bucket}/candidates") as folder:
         for name in names:
@@ -102,7 +102,7 @@ def test_a_missing_object_is_told_by_its_key(ceph_bucket: str) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("AWS_SECRET_ACCESS_KEY", "another-secret"), ("AWS_ACCESS_KEY_ID", "nobody")])
 def test_wrong_keys_are_refused(ceph_bucket: str, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which the mock lets in. Planted: the file system that was made with the right keys."""
+    """Which the mock lets in."""
     storage.write_bytes(f"{ceph_bucket}/file", b"x")
     monkeypatch.setattr(type(storage.resolve(ceph_bucket)[0]), "_cache", {})
     monkeypatch.setenv(name, value)

@@ -73,7 +73,6 @@ def restart_after(requests: int, proxy: FaultyProxy) -> threading.Thread:
 
 @pytest.mark.parametrize("rates", [{"500": 0.05, "503": 0.05}, {DROP: 0.1}], ids=["refusals", "dropped"])
 def test_one_request_in_ten_fails_and_nothing_is_lost(bucket: str, proxy: FaultyProxy, rates: dict[str, float]) -> None:
-    """Planted: one attempt for each request."""
     proxy.rates = rates
     for kind in KINDS:
         read_boxes(bucket, kind, 5)
@@ -91,7 +90,6 @@ def test_one_request_in_ten_fails_and_nothing_is_lost(bucket: str, proxy: Faulty
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_ends_halfway_is_fetched_again(bucket: str, proxy: FaultyProxy, kind: str) -> None:
-    """Planted: half a body taken for all of it."""
     tomogram = open_tomogram(f"{bucket}/{kind}")
     proxy.cut_next()
     assert np.array_equal(tomogram.read(), VALUES)
@@ -110,7 +108,7 @@ def test_a_catalogue_that_ends_halfway_is_fetched_again(bucket: str, proxy: Faul
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_server_that_restarts_is_waited_for(bucket: str, proxy: FaultyProxy, kind: str) -> None:
-    """Away for four seconds, in the middle of it; readers of picking and visits of training wait like this. Planted: one attempt for each request."""
+    """Away for four seconds, in the middle of it; readers of picking and visits of training wait like this."""
     tomogram = open_tomogram(f"{bucket}/{kind}")
     restarting = threading.Thread(target=proxy.restart, args=(4.0,))
     restarting.start()
@@ -140,7 +138,7 @@ def test_folders_of_many_files_survive_a_restart(bucket: str, proxy: FaultyProxy
 
 
 def test_picking_loses_no_tomogram(bucket: str, proxy: FaultyProxy) -> None:
-    """What Ray runs side by side, one after the other: only what is not there fails, by its key. Planted: one attempt for each stage and request."""
+    """What Ray runs side by side, one after the other: only what is not there fails, by its key."""
     card = Card((Particle("ribosome", 150.0),), 10.0, "dark", {"name": "asymmetric_unet", "width": 4, "blocks": [1, 1]}, tile_vox=16)
     picker = card.build()
     *_, bias = (parameter for name, parameter in picker.named_parameters() if name.endswith("bias"))
