@@ -137,5 +137,5 @@ def test_every_shipped_study_is_one_whose_arms_can_be_compared(path: Path) -> No
 
 def test_there_are_shipped_studies() -> None:
     names = ["study_partly_marked_small.toml", "study_regime.toml"]
-    names += [*(f"study_semietpicker_{which}.toml" for which in ("small", "table1", "table3")), "study_tomopicker_small.toml"]
+    names += [*(f"study_semietpicker_{which}.toml" for which in ("remedies_small", "small", "table1", "table3")), "study_tomopicker_small.toml"]
     assert [path.name for path in STUDIES] == names
