@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.programs import free_port
 from tomoray import storage
 from tomoray.catalogue import read_catalogue
 from tomoray.config import read_settings
@@ -86,7 +87,7 @@ def test_mistakes_are_told_on_one_line_with_status_2(tmp_path: Path) -> None:
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[str]:
     """Address of the dashboard of a Ray head that was started as an administrator would, with only this test's processes."""
-    ports = [_free_port() for _ in range(3)]
+    ports = [free_port() for _ in range(3)]
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: Ray's sockets lie in it
         command = [
             *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"),
@@ -189,12 +190,6 @@ def test_ctrl_c_leaves_a_job_running_and_the_same_command_finds_it(head: str, tm
     assert subprocess.run(stop, capture_output=True, timeout=100, check=False).returncode == 0
     assert second.wait(60) == 130
     assert f"{name}: stopped, status 130" in second.stdout.read()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
