@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
+from boto3.session import Session
 
 from tomoray import storage
 from tomoray.formats import open_tomogram
@@ -122,7 +122,7 @@ def test_folders_of_objects_get_their_top_files_last(s3_bucket: str, monkeypatch
 
 
 def test_refused_access_names_the_keys_to_set(s3_bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    client = boto3.client("s3")
+    client = Session().client("s3")
     client.put_object(Bucket=s3_bucket.removeprefix("s3://"), Key="file", Body=b"x", ACL="public-read")
     client.close()
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -27,10 +27,10 @@ def use_s3(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def new_bucket() -> str:
     """Return `s3://bucket` of a fresh bucket on the server that the environment names."""
-    import boto3
+    from boto3.session import Session
 
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    client = boto3.client("s3")
+    client = Session().client("s3")  # a session of its own: the module's would keep the keys of whoever asked first
     client.create_bucket(Bucket=name)
     client.close()
     return f"s3://{name}"
