@@ -210,11 +210,12 @@ def test_what_a_teacher_says_is_the_best_that_a_student_can_say() -> None:
 
 
 def test_co_training_builds_on_it(make_crops) -> None:
-    """Point by point what `semietpicker` asks of a student. Planted: a clip counter that is lost on the way."""
+    """Point by point what `semietpicker` asks of a student. Planted: a clip counter that is lost on the way; a finder that is."""
     torch.manual_seed(0)
     network = AsymmetricUNet(2, width=4, blocks=(1, 1))
-    method = build_method(network, TWO, 10.0, name="semietpicker", supervised={"name": "tomopicker", "risk": "pu", **SOME})
-    assert method.finder == "greedy"
+    of_labels = {"name": "tomopicker", "risk": "pu", "finder": "peaks", **SOME}
+    method = build_method(network, TWO, 10.0, name="semietpicker", supervised=of_labels)
+    assert method.finder == "peaks"
     loss, metrics = method({"labelled": make_crops(), "unlabelled": {"volume": make_crops(1)["volume"]}}, 1.0)
     loss.backward()
     assert loss.item() == pytest.approx((metrics["supervised_loss"] + metrics["consistency_loss"]).item(), rel=1e-5)
@@ -295,6 +296,16 @@ def test_picks_are_greedy_and_a_radius_apart() -> None:
     assert free.max() <= 60, "no cell that is left lies further from all picks"
 
 
+@pytest.mark.parametrize(("finder", "least", "most"), [("greedy", 2, 9), ("peaks", 1, 1)])
+def test_where_scores_are_high_all_over_a_particle_greedy_finds_several(finder: str, least: int, most: int) -> None:
+    """The highest cell lies at the rim, and others of the particle are further from it than a radius. Planted: an option that is forgotten."""
+    z, y, x = np.indices((24, 24, 24)) - 11.5
+    volume = np.where(z**2 + y**2 + x**2 <= 4**2, 2 + x / 100, -2).astype(np.float32)
+    method = build_method(Echo(), [Particle("ball", 40.0)], 10.0, name="tomopicker", finder=finder)
+    found = pick(method.picker(), volume, method.particles, (10.0,) * 3, run="TS_1", floor=0.5, finder=method.finder)
+    assert least <= len(found) <= most
+
+
 def two_in_each() -> dict[str, Tensor]:
     """Four crops of 16 voxels with two dark balls each, in any order."""
     rng, axis = np.random.default_rng(0), np.arange(16) + 0.5
@@ -328,9 +339,12 @@ def test_thirty_steps_raise_what_nobody_marked(risk: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("risk", ["kl", "pu"])
-def test_few_clicks_show_where_the_others_lie(make_crops, risk: str) -> None:
-    """One particle in four is marked; the others must score higher than background. Planted: the unmarked cells left to `pn`."""
+@pytest.mark.parametrize(("risk", "gamma"), [("kl", "code"), ("pu", "one")])
+def test_few_clicks_show_where_the_others_lie(make_crops, risk: str, gamma: str) -> None:
+    """One particle in four is marked; the others must score higher than background.
+
+    Planted: the unmarked cells left to `pn`; the code's weights for PU, whose scores stay near 0.
+    """
     torch.manual_seed(0)
     crops = make_crops(count=8)
     marked = {"volume": crops["volume"], "particles": crops["particles"].clone()}
@@ -339,7 +353,9 @@ def test_few_clicks_show_where_the_others_lie(make_crops, risk: str) -> None:
     clicks = [(marked["particles"][..., 0] == label).sum().item() for label in (0, 1)]
     numbers = {"expected_particles": dict(zip(("small", "large"), truth, strict=True))}
     numbers["labelled_particles"] = dict(zip(("small", "large"), clicks, strict=True))
-    method = build_method(AsymmetricUNet(2, width=8, blocks=(1, 1)), TWO, 10.0, name="tomopicker", risk=risk, tomogram_vox=8 * 32**3, **numbers)
+    method = build_method(
+        AsymmetricUNet(2, width=8, blocks=(1, 1)), TWO, 10.0, name="tomopicker", risk=risk, gamma=gamma, tomogram_vox=8 * 32**3, **numbers
+    )
     optimizer = torch.optim.Adam(method.parameters(), lr=3e-3)
     for _ in range(80):
         optimizer.zero_grad()

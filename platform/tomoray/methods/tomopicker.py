@@ -54,6 +54,9 @@ class TomoPicker(FromLabels):
         independently of each other and overlap (`union`).
     radius_fraction
         Radius of the balls in radii of the particle.
+    finder
+        How scores become picks. `greedy` is the authors'. Where scores are as high all over a particle, its first pick may lie off the
+        middle and leave room for a second on the other side; `peaks`, which compares each cell with a window, has no second there.
     flips_and_turns, intensity_strength
         Augmentation; the authors use none.
     tomogram_vox, labelled_particles
@@ -64,8 +67,6 @@ class TomoPicker(FromLabels):
     ValueError
         If particles are expected without the size of a tomogram, or more than it has room for.
     """
-
-    finder: Finder = "greedy"
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class TomoPicker(FromLabels):
         kl_direction: Direction = "code",
         prior_from: Literal["sum", "union"] = "sum",
         radius_fraction: float = 1.0,
+        finder: Finder = "greedy",
         flips_and_turns: bool = False,
         intensity_strength: float = 0.0,
         tomogram_vox: float = 0.0,
@@ -90,6 +92,7 @@ class TomoPicker(FromLabels):
         self.gamma = gamma
         self.pi_mode = pi_mode
         self.kl_direction: Direction = kl_direction
+        self.finder = finder
         self.flips_and_turns = flips_and_turns
         self.radii = ball_radii(particles, voxel_angstrom, self.stride, radius_fraction=radius_fraction)
         self.expected, self.observed = (
