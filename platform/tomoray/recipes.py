@@ -91,7 +91,7 @@ class TomoPickerSettings(Settings):
     kl_direction: Literal["code", "paper"] = Field("code", description="KL(prior || scores) as in the code, or the other way round")
     prior_from: Literal["sum", "union"] = Field("sum", description="share that particles cover: volumes added up, or of their union")
     radius_fraction: PositiveFloat = Field(1.0, description="radius of the marked balls in radii of the particle")
-    finder: Literal["greedy", "peaks"] = Field("greedy", description="picks: the highest cell first, or local maxima, one to a particle more often")
+    finder: Literal["greedy", "peaks"] = Field("greedy", description="picks: the highest cell first, or local maxima, fewer of them twice")
     flips_and_turns: bool = Field(False, description="mirror and turn crops")
     intensity_strength: Annotated[float, Field(ge=0)] = Field(0.0, description="size of intensity augmentations; the authors use none")
 
