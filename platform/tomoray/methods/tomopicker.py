@@ -68,6 +68,8 @@ class TomoPicker(FromLabels):
         If particles are expected without the size of a tomogram, or more than it has room for.
     """
 
+    finder: Finder = "greedy"  # unless told otherwise
+
     def __init__(
         self,
         network: nn.Module,
