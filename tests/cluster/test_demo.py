@@ -27,7 +27,7 @@ SMALL = {
 
 
 def test_the_demo_picks_what_it_has_not_trained_on_and_shows_it(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Planted: all splits picked; the report of another folder."""
+    """Planted: tomograms of all splits picked."""
     folder = tmp_path / "demo"
     job = read_settings(DemoJob, JOB, overrides={**SMALL, "output": str(folder)})
     assert commands.run("demo", job) == 0
