@@ -4,20 +4,27 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from mlflow import MlflowClient
+from ray.exceptions import RayActorError
 from small_jobs import small_train_job
 
-from tomoray import commands
+from tomoray import commands, storage
 from tomoray.checkpoint import load_picker
-from tomoray.cluster.tune import plan, run_sweep
+from tomoray.cluster import tune_trial
+from tomoray.cluster.tracking import Run
+from tomoray.cluster.tune import _Judge, plan, run_sweep
+from tomoray.cluster.tune_trial import REASON, Plan, run_trial
 from tomoray.config import ConfigError, dump_settings, read_settings
 from tomoray.jobs import PickJob, ThresholdJob, TrainJob, TuneJob
 from tomoray.search import MADE_BY, Trial
+from tomoray.sweep import Sweep
 
 import psutil  # type: ignore[import-untyped]  # isort: skip  # Ray brings it
 
@@ -167,6 +174,38 @@ def test_picks_and_thresholds_are_compared_without_training(local_ray: None, cat
     assert commands.tune(chosen) == 0
     assert "2 trials run now, 0 of 2 failed" in capsys.readouterr().out
     assert read_settings(ThresholdJob, chosen.winner).catalogue == catalogue
+
+
+def test_what_a_trial_raises_is_its_end_and_what_kills_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: a trial that died with its node is over; one whose loss is no number is run three times."""
+    job = small_sweep("catalogue.parquet", "", tmp_path)
+    planned = Plan(job, job.read_space(), "settings", ())
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune_trial.tune, "report", told.append)
+
+    def keep(trial: Trial) -> None:
+        storage.write_bytes(planned.file_of(trial.number), trial.to_json().encode())
+
+    sweep = Sweep(job, planned.space, planned.settings, (), keep)
+    for raised in (FloatingPointError("epoch 1:\nthe loss is nan"), RayActorError()):
+        trial = sweep.next()
+        assert trial is not None
+
+        def run(*_: object, raised: Exception = raised) -> None:
+            raise raised
+
+        monkeypatch.setattr(tune_trial, "_run", run)
+        with pytest.raises(RayActorError) if isinstance(raised, RayActorError) else nullcontext():
+            run_trial({"number": trial.number}, planned=planned, parent=Run("", ""), at_a_time=1)
+    assert told == [{REASON: "the loss is nan"}]
+
+    judge = _Judge(sweep, "val_f1")
+    judge.on_trial_complete(None, SimpleNamespace(config={"number": 0}), {**told[0], "done": True})
+    dying = SimpleNamespace(config={"number": 1}, ERROR="ERROR", status="ERROR")
+    judge.on_trial_error(None, dying)  # Tune calls it so before it starts a trial again
+    assert [(trial.state, trial.reason) for trial in kept(tmp_path)] == [("failed", "the loss is nan"), ("running", "")]
+    judge.on_trial_error(None, SimpleNamespace(**{**vars(dying), "status": "RUNNING"}))
+    assert kept(tmp_path)[1].state == "failed"
 
 
 def test_a_sweep_that_cannot_be_run_stops_before_it_starts(catalogue: str, tmp_path: Path) -> None:

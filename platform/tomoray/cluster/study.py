@@ -181,7 +181,7 @@ def _run(tasks: Sequence[Task], job: StudyJob, parent: Run, done: int) -> dict[s
                 try:
                     ray.get(ref)
                 except RayError as error:
-                    failures[name] = _reason(error)
+                    failures[name] = reason_of(error)
                     log.warning("%s failed: %s", name, failures[name])
                 bar.update(1)
             bar.set_postfix_str(f"{len(running)} running, {len(failures)} failed", refresh=sys.stderr.isatty())
@@ -258,7 +258,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _reason(error: Any) -> str:
+def reason_of(error: Any) -> str:
     """Return the last line of what a trial raised, which says what was wrong."""
     lines = [line.strip() for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -17,7 +17,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -31,10 +30,10 @@ from tomoray.catalogue import CatalogueRow, read_catalogue
 from tomoray.checkpoint import JOB, fingerprint
 from tomoray.cluster.pick import BAR, actors_per_gpu
 from tomoray.cluster.session import on_cluster, session
-from tomoray.cluster.study import side_by_side
+from tomoray.cluster.study import RETRIES, side_by_side
 from tomoray.cluster.tracking import FAILED, FINISHED, FOLDER, Run, start_run
 from tomoray.cluster.train import BEST, build_method, counts_for, training_rows
-from tomoray.cluster.tune_trial import Plan, run_trial
+from tomoray.cluster.tune_trial import REASON, Plan, run_trial
 from tomoray.config import ConfigError, dump_settings
 from tomoray.ensemble import ensemble_card
 from tomoray.held_out import card_of, truth_and_candidates
@@ -197,7 +196,9 @@ def _search(planned: Plan, sweep: Sweep, run: Run) -> None:
             max_concurrent_trials=limit,
             trial_dirname_creator=lambda trial: f"{trial.config['number']:03d}",
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=_absolute(planned.folder), verbose=0),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=_absolute(planned.folder), verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES)
+        ),
     )
     tuner.fit()
 
@@ -243,14 +244,13 @@ class _Judge(FIFOScheduler):  # type: ignore[misc]
         return str(self.STOP if behind else self.CONTINUE)
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Take note that a trial is over, be it that it ended or was stopped."""
-        self.sweep.end(trial.config["number"])
+        """Take note that a trial is over, be it that it ended, was stopped, or raised something."""
+        self.sweep.end(trial.config["number"], result.get(REASON, ""))
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Take note of what a trial raised: its last line, which says what was wrong."""
-        text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        self.sweep.end(trial.config["number"], lines[-1] if lines else "it died; see Ray's log")
+        """Take note of a trial that died too often. Of one that it starts again Tune tells too: it has this state by then."""
+        if trial.status != trial.ERROR:
+            self.sweep.end(trial.config["number"], "it died each time it was tried; see Ray's log")
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from tomoray import storage
@@ -16,6 +18,7 @@ from tomoray.catalogue import CatalogueRow
 from tomoray.checkpoint import Card
 from tomoray.cluster.pick import candidates_folder
 from tomoray.cluster.pick_stages import Predict, commit, items, read
+from tomoray.cluster.study import reason_of
 from tomoray.cluster.tracking import FOLDER, Run, start_run
 from tomoray.cluster.train import train
 from tomoray.held_out import card_of, held_out_score, thresholds_for, truth_and_candidates
@@ -25,6 +28,10 @@ from tomoray.search import Trial, TrialJob, trial_job
 from tomoray.spaces import SpaceSettings
 from tomoray.thresholds import choose_thresholds
 from tomoray.validation import MEASURED
+
+log = logging.getLogger(__name__)
+
+REASON = "reason"  # what a trial reports that raised something
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,21 @@ class Plan:
 
 
 def run_trial(config: Mapping[str, Any], *, planned: Plan, parent: Run, at_a_time: int) -> None:
-    """Run one trial; this is what Tune starts, and stops with all that it started."""
+    """Run one trial; this is what Tune starts, stops with all that it started, and starts again if it dies with its node.
+
+    What a trial raises it would raise again: that is reported.
+    """
     trial = Trial.from_json(storage.read_bytes(planned.file_of(config["number"])))
-    job = planned.job_of(trial)
+    try:
+        _run(planned.job_of(trial), trial, planned, parent, at_a_time)
+    except Exception as error:
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            raise  # what it needs has died
+        log.exception("trial %s", trial.name)
+        tune.report({REASON: reason_of(error)})
+
+
+def _run(job: TrialJob, trial: Trial, planned: Plan, parent: Run, at_a_time: int) -> None:
     if isinstance(job, TrainJob):
         # Ray frees what a stopped trainer held through an actor that looks for the one Ray of this machine, and gives up where there are two,
         # unless it inherits an address
