@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 from mlflow import MlflowClient
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from small_jobs import small_train_job
 
 from tomoray import commands, storage
@@ -177,7 +177,7 @@ def test_picks_and_thresholds_are_compared_without_training(local_ray: None, cat
 
 
 def test_what_a_trial_raises_is_its_end_and_what_kills_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a trial that died with its node is over; one whose loss is no number is run three times."""
+    """A loss that is no number would be none again; a node that is lost says nothing about the trial."""
     job = small_sweep("catalogue.parquet", "", tmp_path)
     planned = Plan(job, job.read_space(), "settings", ())
     told: list[dict[str, Any]] = []
@@ -187,7 +187,8 @@ def test_what_a_trial_raises_is_its_end_and_what_kills_it_is_not(tmp_path: Path,
         storage.write_bytes(planned.file_of(trial.number), trial.to_json().encode())
 
     sweep = Sweep(job, planned.space, planned.settings, (), keep)
-    for raised in (FloatingPointError("epoch 1:\nthe loss is nan"), RayActorError()):
+    lost = RayActorError()
+    for raised in (FloatingPointError("epoch 1:\nthe loss is nan"), lost, RayTaskError("_train", "", lost)):
         trial = sweep.next()
         assert trial is not None
 
@@ -195,7 +196,7 @@ def test_what_a_trial_raises_is_its_end_and_what_kills_it_is_not(tmp_path: Path,
             raise raised
 
         monkeypatch.setattr(tune_trial, "_run", run)
-        with pytest.raises(RayActorError) if isinstance(raised, RayActorError) else nullcontext():
+        with pytest.raises(RayError) if isinstance(raised, RayError) else nullcontext():
             run_trial({"number": trial.number}, planned=planned, parent=Run("", ""), at_a_time=1)
     assert told == [{REASON: "the loss is nan"}]
 
@@ -203,7 +204,7 @@ def test_what_a_trial_raises_is_its_end_and_what_kills_it_is_not(tmp_path: Path,
     judge.on_trial_complete(None, SimpleNamespace(config={"number": 0}), {**told[0], "done": True})
     dying = SimpleNamespace(config={"number": 1}, ERROR="ERROR", status="ERROR")
     judge.on_trial_error(None, dying)  # Tune calls it so before it starts a trial again
-    assert [(trial.state, trial.reason) for trial in kept(tmp_path)] == [("failed", "the loss is nan"), ("running", "")]
+    assert [(trial.state, trial.reason) for trial in kept(tmp_path)] == [("failed", "the loss is nan"), ("running", ""), ("running", "")]
     judge.on_trial_error(None, SimpleNamespace(**{**vars(dying), "status": "RUNNING"}))
     assert kept(tmp_path)[1].state == "failed"
 

@@ -101,7 +101,7 @@ def test_places_that_only_this_machine_has_are_refused(verb: str, model: Any, se
 
 
 def test_relative_places_are_the_same_under_a_root() -> None:
-    """Planted: places of a list left out; a name in the registry, or what lies elsewhere already, taken for a relative place."""
+    """Those of a list too; names in the registry and what lies elsewhere already stay as they are."""
     job = PickJob(catalogue="data/c.parquet", output="/d", checkpoint=("runs/a", "models:/picker@champion", "s3://b/a"))
     sent = job_for_cluster("pick", job, "s3://bucket/mine/")
     moved = {"catalogue": "s3://bucket/mine/data/c.parquet", "checkpoint": ("s3://bucket/mine/runs/a", "models:/picker@champion", "s3://b/a")}

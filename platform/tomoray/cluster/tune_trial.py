@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from tomoray import storage
@@ -78,8 +78,8 @@ def run_trial(config: Mapping[str, Any], *, planned: Plan, parent: Run, at_a_tim
     try:
         _run(planned.job_of(trial), trial, planned, parent, at_a_time)
     except Exception as error:
-        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
-            raise  # what it needs has died
+        if isinstance(getattr(error, "cause", error), RayError):  # not what a task has raised: what it runs in, or on, has died
+            raise
         log.exception("trial %s", trial.name)
         tune.report({REASON: reason_of(error)})
 
