@@ -67,6 +67,22 @@ def test_a_run_says_which_data_and_which_code(server: str, job: PickJob) -> None
     assert {one.dataset.digest for one in found.inputs.dataset_inputs} == {catalogue_version(rows), catalogue_version(rows[:1])}
 
 
+@pytest.mark.parametrize("left_by", [ConfigError("no picks"), KeyboardInterrupt()])
+def test_a_run_that_is_left_by_an_error_has_failed(server: str, job: PickJob, left_by: BaseException) -> None:
+    """Planted: only Exception is caught, and MLflow shows a run stopped by hand going on for ever."""
+    run = start_run("pick", "p", job)
+    with run.failed_if_left():
+        pass
+    assert status(run) == "RUNNING", "whoever opened it ends it"
+    with pytest.raises(type(left_by)), run.failed_if_left():
+        raise left_by
+    assert status(run) == "FAILED"
+
+
+def status(run: Run) -> str:
+    return str(MlflowClient(run.tracking_uri).get_run(run.run_id).info.status)
+
+
 def test_versions_have_aliases_only_where_they_are_asked_for(server: str, job: PickJob, tmp_path: Path) -> None:
     """Planted: each training makes itself the champion."""
     runs = [trained(tmp_path / name, job) for name in "ab"]

@@ -33,7 +33,7 @@ from tomoray.checkpoint import Card, fingerprint
 from tomoray.cluster.pace import Pace
 from tomoray.cluster.pick_stages import Predict, commit, items, read
 from tomoray.cluster.session import on_cluster, session
-from tomoray.cluster.tracking import FAILED, Run, start_run
+from tomoray.cluster.tracking import Run, start_run
 from tomoray.config import ConfigError, dump_settings
 from tomoray.ensemble import ensemble_card, load_ensemble
 from tomoray.formats.failures import DIED, Failure, write_failures
@@ -117,27 +117,24 @@ def pick_all(job: PickJob) -> Picked:
     if todo:
         load_ensemble(job.checkpoints, precision="float32", device="cpu")  # what is wrong with it, actors would say late and in many words
     run = start_run("pick", storage.join(job.output).rsplit("/", 1)[-1], job, tags={"tomoray.candidates": folder})
-    try:
+    with run.failed_if_left():
         tally = _run(job, card, todo, folder, run) if todo else Tally(1)
-    except BaseException:
-        run.end(FAILED)
-        raise
-    storage.remove_unfinished(folder)  # of tasks that were killed while they wrote
-    done, reasons = committed(folder), tally.failures
-    missing = tuple(Failure(row.tomogram_id, row.uri, reasons.get(row.tomogram_id, DIED)) for row in rows if row.tomogram_id not in done)
-    failed = storage.join(job.output, "failures.parquet")
-    write_failures(failed, missing)
-    picked = tuple(row.tomogram_id for row in rows if row.tomogram_id in done)
-    csv_uri, _ = write_picks(job.output, folder, picked, thresholds, numbers=job.numbers)
-    wall_s = time.perf_counter() - began
-    now = len(todo) - len(missing)
-    run.log({**tally.figures(), "picked": now, "failed": len(missing), "wall_s": wall_s, "tomograms_per_hour": 3600 * now / wall_s}, len(picked))
-    run.add_text(tally.as_csv(), f"tomograms_after_{len(rows) - len(todo)}.csv")
-    run.add_text(dump_settings(job), "job.toml")
-    run.tag("tomoray.picks", csv_uri)
-    for uri in (csv_uri, failed):
-        if storage.size_bytes(uri) < LARGEST_ARTEFACT_BYTES:  # of more, where they lie is enough
-            run.add_file(uri)
+        storage.remove_unfinished(folder)  # of tasks that were killed while they wrote
+        done, reasons = committed(folder), tally.failures
+        missing = tuple(Failure(row.tomogram_id, row.uri, reasons.get(row.tomogram_id, DIED)) for row in rows if row.tomogram_id not in done)
+        failed = storage.join(job.output, "failures.parquet")
+        write_failures(failed, missing)
+        picked = tuple(row.tomogram_id for row in rows if row.tomogram_id in done)
+        csv_uri, _ = write_picks(job.output, folder, picked, thresholds, numbers=job.numbers)
+        wall_s = time.perf_counter() - began
+        now = len(todo) - len(missing)
+        run.log({**tally.figures(), "picked": now, "failed": len(missing), "wall_s": wall_s, "tomograms_per_hour": 3600 * now / wall_s}, len(picked))
+        run.add_text(tally.as_csv(), f"tomograms_after_{len(rows) - len(todo)}.csv")
+        run.add_text(dump_settings(job), "job.toml")
+        run.tag("tomoray.picks", csv_uri)
+        for uri in (csv_uri, failed):
+            if storage.size_bytes(uri) < LARGEST_ARTEFACT_BYTES:  # of more, where they lie is enough
+                run.add_file(uri)
     run.end()
     return Picked(folder, csv_uri, picked, missing, run, wall_s, len(rows) - len(todo))
 

@@ -23,7 +23,7 @@ from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_catalogue
 from tomoray.checkpoint import JOB, load_picker
 from tomoray.cluster.session import on_cluster, session, threads_per_worker
-from tomoray.cluster.tracking import FAILED, Run, start_run
+from tomoray.cluster.tracking import FAILED, FINISHED, Run, start_run
 from tomoray.cluster.train import BEST, Trained, train, training_rows
 from tomoray.comparison import study_csv, study_metrics, study_table
 from tomoray.config import ConfigError, dump_settings
@@ -78,19 +78,16 @@ def run_study(job: StudyJob) -> Study:
     todo = [trial for trial in trials if trial.name not in done]
     storage.write_bytes(storage.join(folder, JOB), dump_settings(job).encode())
     run = start_run("study", job.name, job, tags={"tomoray.folder": folder})
-    try:
+    with run.failed_if_left():
         failures = _run([Task(trial, rows, _result_uri(folder, trial)) for trial in todo], job, run, len(done)) if todo else {}
-    except BaseException:
-        run.end(FAILED)
-        raise
-    results = tuple(finished(folder, trials).values())
-    text = study_table(job, trials, results, failures, command=f"tomoray study {storage.join(folder, JOB)}")
-    for name, content in ((TABLE, text), (DATA, study_csv(results))):
-        storage.write_bytes(storage.join(folder, name), content.encode())
-        run.add_text(content, name)
-    run.add_text(dump_settings(job), JOB)
-    run.log(study_metrics(job, results), 0)
-    run.end(FAILED if failures else "FINISHED")
+        results = tuple(finished(folder, trials).values())
+        text = study_table(job, trials, results, failures, command=f"tomoray study {storage.join(folder, JOB)}")
+        for name, content in ((TABLE, text), (DATA, study_csv(results))):
+            storage.write_bytes(storage.join(folder, name), content.encode())
+            run.add_text(content, name)
+        run.add_text(dump_settings(job), JOB)
+        run.log(study_metrics(job, results), 0)
+    run.end(FAILED if failures else FINISHED)
     return Study(text, folder, results, tuple(r.name for r in results if r.name not in done), failures, run)
 
 

@@ -78,6 +78,15 @@ class Run:
         """Close the run."""
         self._client().set_terminated(self.run_id, status)
 
+    @contextmanager
+    def failed_if_left(self) -> Iterator[None]:
+        """Close the run as failed if a `with` block is left by an error, or stopped by hand: MLflow would show it going on for ever."""
+        try:
+            yield
+        except BaseException:
+            self.end(FAILED)
+            raise
+
     def end_children(self) -> dict[str, str]:
         """Return folder -> id of the runs under this one, after closing those as killed that nobody will close."""
         client = self._client()

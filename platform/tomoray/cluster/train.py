@@ -30,7 +30,7 @@ from tomoray.catalogue import CatalogueRow, read_catalogue, with_clicks
 from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, load_picker, read_card, save_checkpoint
 from tomoray.cluster.data import CropSource, Shard, batch_size, crop_stream
 from tomoray.cluster.session import session, threads_per_worker
-from tomoray.cluster.tracking import CHECKPOINT, FAILED, FOLDER, Run, start_run
+from tomoray.cluster.tracking import CHECKPOINT, FOLDER, Run, start_run
 from tomoray.config import ConfigError, dump_settings, read_settings_text
 from tomoray.inference import for_inference
 from tomoray.jobs import TrainJob
@@ -85,19 +85,16 @@ def train(job: TrainJob, *, parent: Run | None = None, callbacks: Sequence[UserC
     run = start_run("train", job.name, job, tags={FOLDER: folder}, parent=parent)
     run.add_text(dump_settings(job), JOB)
     setup = Setup(job, counts_for(job, rows["labelled"]), validation, run, folder)
-    try:
+    with run.failed_if_left():
         with session(), _progress_bar(setup):
             result = _trainer(setup, rows, callbacks).fit()
         if result.error is not None:
             raise result.error
-    except BaseException:
-        run.end(FAILED)
-        raise
-    checkpoint = _keep_best(result, folder, measure_of(job.validation))
-    with storage.local_copy(checkpoint) as local:
-        run.add_files(local, CHECKPOINT)
-    card = read_card(checkpoint)
-    run.add_file(training_page(folder, f"train {job.name}", card, {"picker": checkpoint, "MLflow": run, "catalogue": job.catalogue}))
+        checkpoint = _keep_best(result, folder, measure_of(job.validation))
+        with storage.local_copy(checkpoint) as local:
+            run.add_files(local, CHECKPOINT)
+        card = read_card(checkpoint)
+        run.add_file(training_page(folder, f"train {job.name}", card, {"picker": checkpoint, "MLflow": run, "catalogue": job.catalogue}))
     run.end()
     return Trained(checkpoint, card, run, run.register(job.register_as, champion=job.champion) if job.register_as else "")
 

@@ -84,18 +84,15 @@ def run_sweep(job: TuneJob) -> Swept:
     run = start_run("tune", job.name, job, tags={FOLDER: planned.folder})
     board = _Board(planned)
     sweep = Sweep(job, planned.space, planned.settings, known, board.keep)
-    try:
+    with run.failed_if_left():
         if sweep.todo:
             with session(), board.showing(sweep):
                 _search(planned, sweep, run)
-    except BaseException:
-        run.end(FAILED)
-        raise
-    children = run.end_children()
-    trials = tuple(_completed(planned, trial, children) for _, trial in sorted(sweep.trials.items()))
-    for trial in trials:
-        board.keep(trial)
-    return _conclude(planned, trials, len(board.shown), run)
+        children = run.end_children()
+        trials = tuple(_completed(planned, trial, children) for _, trial in sorted(sweep.trials.items()))
+        for trial in trials:
+            board.keep(trial)
+        return _conclude(planned, trials, len(board.shown), run)
 
 
 def plan(job: TuneJob) -> Plan:
