@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.spatial import KDTree
 
+from tomoray.matching import Positions, found_within, match_one_to_one, pair_runs, positions_by_class
 from tomoray.tomogram import CZII_PARTICLES, Particle, Picks
 
 Interval = tuple[float, float]
-Positions = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -126,8 +123,8 @@ def czii_score(
     if not weights.sum() > 0:
         raise ValueError(f"czii_score: the weights of {[p.name for p in particles]} sum to {weights.sum()}; give at least one a metric_weight")
     counts = _Counts.of(pairs, particles)
-    for row, column, t, c in _positions(pairs, particles):
-        counts.tp[row, column] = _found(t, c, distance_factor * particles[column].radius_angstrom)
+    for row, column, t, c in positions_by_class(pairs, particles):
+        counts.tp[row, column] = found_within(t, c, distance_factor * particles[column].radius_angstrom)
     has_truth = counts.truths.sum(axis=0) > 0
     share = float(weights[has_truth].sum() / weights.sum())
     return _score(counts, particles, weights, beta=beta, share=share, draws=_draws(len(pairs), resamples, seed))
@@ -157,7 +154,7 @@ def f1_score(
     pairs = pair_runs(truth, picks, particles)
     counts = _Counts.of(pairs, particles)
     residuals: list[list[Positions]] = [[np.empty((0, 3))] for _ in particles]
-    for row, column, t, c in _positions(pairs, particles):
+    for row, column, t, c in positions_by_class(pairs, particles):
         i, j = match_one_to_one(t, c, distance_angstrom or radius_fraction * particles[column].radius_angstrom)
         counts.tp[row, column] = len(i)
         residuals[column].append(c[j] - t[i])
@@ -187,9 +184,9 @@ def f1_many_to_many(
     """
     pairs = pair_runs(truth, picks, particles)
     counts = _Counts.of(pairs, particles)
-    for row, column, t, c in _positions(pairs, particles):
-        counts.tp[row, column] = _found(t, c, distance_angstrom)
-        counts.picks[row, column] = counts.tp[row, column] + len(c) - _found(c, t, distance_angstrom)
+    for row, column, t, c in positions_by_class(pairs, particles):
+        counts.tp[row, column] = found_within(t, c, distance_angstrom)
+        counts.picks[row, column] = counts.tp[row, column] + len(c) - found_within(c, t, distance_angstrom)
     return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed))
 
 
@@ -215,7 +212,7 @@ def precision_at_n(
     found = pair_runs(truth, candidates, particles)
     pairs = [(true, all_found.highest({p.name: len(true.of(p.name)) for p in particles})) for true, all_found in found]
     counts = _Counts.of(pairs, particles)
-    for row, column, t, c in _positions(pairs, particles):
+    for row, column, t, c in positions_by_class(pairs, particles):
         counts.tp[row, column] = len(match_one_to_one(t, c, radius_fraction * particles[column].radius_angstrom)[0])
     counts = replace(counts, picks=counts.truths)
     return _score(counts, particles, _that_count(particles), beta=1.0, draws=_draws(len(pairs), resamples, seed))
@@ -243,66 +240,11 @@ def score_picks(
     return scores | {f"F1@{distance_angstrom:g}A": one_to_one, f"F1@{distance_angstrom:g}A many-to-many": many_to_many}
 
 
-def match_one_to_one(truth_zyx: Positions, picks_zyx: Positions, limit_angstrom: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return indices `(m,)` into truth and picks of the most pairs within the limit (inclusive), nearest where there is a choice."""
-    nothing = np.empty(0, dtype=np.intp)
-    if not len(truth_zyx) or not len(picks_zyx):
-        return nothing, nothing
-    near = KDTree(truth_zyx).sparse_distance_matrix(KDTree(picks_zyx), limit_angstrom, output_type="ndarray")
-    truths, i = np.unique(near["i"], return_inverse=True)  # only what has a partner in reach: the matrix stays small
-    picks, j = np.unique(near["j"], return_inverse=True)
-    gain = np.zeros((len(truths), len(picks)))
-    gain[i, j] = (1 + limit_angstrom) * (1 + len(truths)) - near["v"]  # one more pair outweighs all distances together
-    i, j = linear_sum_assignment(gain, maximize=True)
-    paired = gain[i, j] > 0
-    return truths[i[paired]], picks[j[paired]]
-
-
-def agreement(picks: Picks, others: Picks, distance_angstrom: float) -> float:
-    """Return the F1 of picks against other picks of the same tomogram, one to one within a distance, all classes together; 1 if there are none."""
-    if not len(picks) and not len(others):
-        return 1.0
-    names = {*picks.names.tolist(), *others.names.tolist()}
-    pairs = (match_one_to_one(others.of(name).positions_zyx, picks.of(name).positions_zyx, distance_angstrom) for name in names)
-    return 2 * sum(len(found) for found, _ in pairs) / (len(picks) + len(others))
-
-
 def f_beta(tp: ArrayLike, truths: ArrayLike, picks: ArrayLike, beta: float) -> NDArray[np.float64]:
     """Return F_beta of counts, elementwise: (1 + b²) tp / (b² truths + picks); NaN where there is no truth."""
     true, found = np.asarray(truths, dtype=np.float64), (1 + beta**2) * np.asarray(tp, dtype=np.float64)
     everything = beta**2 * true + np.asarray(picks)
     return np.asarray(np.divide(found, everything, out=np.full(everything.shape, np.nan), where=true > 0))
-
-
-def pair_runs(truth: Sequence[Picks], picks: Sequence[Picks], particles: Sequence[Particle]) -> list[tuple[Picks, Picks]]:
-    """Return (truth, picks) of every run of the truth, in its order; a run without picks gets empty ones.
-
-    Picks of other runs are left out. A run whose truth is empty is scored: all its picks are false.
-
-    Raises
-    ------
-    ValueError
-        If the truth has no run or a position twice in one run, or a class occurs that is not among the particles.
-    """
-    if not truth:
-        raise ValueError("scoring: the truth has no run; it must have at least one: give the curated picks of the tomograms to score")
-    true_parts, picked_parts = _by_run(truth), _by_run(picks)
-    pairs = []
-    for run, parts in true_parts.items():
-        true, picked = Picks.concatenate(run, parts), Picks.concatenate(run, picked_parts.get(run, []))
-        for what, those in (("truth", true), ("picks", picked)):
-            _check_names(what, those, particles)
-        if len(np.unique(true.positions_zyx, axis=0)) < len(true):
-            raise ValueError(f"truth of {run!r}: a position is listed twice; it must be there once: remove duplicates, and give each file once")
-        pairs.append((true, picked))
-    return pairs
-
-
-def _positions(pairs: Sequence[tuple[Picks, Picks]], particles: Sequence[Particle]) -> Iterator[tuple[int, int, Positions, Positions]]:
-    """Yield row, column and the positions of truth and picks for each run and class."""
-    for row, (true, picked) in enumerate(pairs):
-        for column, p in enumerate(particles):
-            yield row, column, true.of(p.name).positions_zyx, picked.of(p.name).positions_zyx
 
 
 @dataclass(frozen=True)
@@ -365,28 +307,6 @@ def _interval(values: NDArray[np.float64]) -> Interval | None:
         return None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def _found(truth_zyx: Positions, picks_zyx: Positions, limit_angstrom: float) -> int:
-    if not len(truth_zyx) or not len(picks_zyx):
-        return 0
-    # columns reversed, so that squares are summed in the official order and a distance at the limit rounds alike
-    hits = KDTree(picks_zyx[:, ::-1]).query_ball_tree(KDTree(truth_zyx[:, ::-1]), r=limit_angstrom)
-    return len({particle for found in hits for particle in found})
-
-
-def _by_run(parts: Sequence[Picks]) -> dict[str, list[Picks]]:
-    runs: dict[str, list[Picks]] = defaultdict(list)
-    for part in parts:
-        runs[part.run].append(part)
-    return runs
-
-
-def _check_names(what: str, picks: Picks, particles: Sequence[Particle]) -> None:
-    known = [p.name for p in particles]
-    unknown = sorted(set(picks.names.tolist()) - set(known))
-    if unknown:
-        raise ValueError(f"{what} of {picks.run!r}: unknown class {', '.join(map(repr, unknown))}; known are {', '.join(known)}: rename or remove it")
 
 
 def _mean_position(positions_zyx: Positions) -> tuple[float, float, float] | None:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.spatial import KDTree
 
-from tomoray.scoring import f_beta, pair_runs
+from tomoray.matching import pair_runs
+from tomoray.scoring import f_beta
 from tomoray.tomogram import CZII_PARTICLES, Particle, Picks
 
 Matching = Literal["one_to_one", "many_to_many"]
