@@ -27,8 +27,8 @@ LAYERS = [
     ["config", "credentials", "provenance", "tomogram"],
     [
         *("formats", "storage", "simulate", "catalogue", "index", "ingest", "preprocessing", "crops", "patches", "targets"),
-        *("augment", "losses", "networks", "peaks", "risks", "score_table", "scoring", "soft_f1", "suppression", "threshold_curves", "thresholds"),
-        *("tiles", "views"),
+        *("augment", "losses", "matching", "networks", "peaks", "risks", "score_table", "scoring", "soft_f1", "suppression", "threshold_curves"),
+        *("thresholds", "tiles", "views"),
     ],
     ["methods"],
     ["training", "picking", "inference", "memory"],
