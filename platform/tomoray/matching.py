@@ -61,15 +61,6 @@ def match_one_to_one(truth_zyx: Positions, picks_zyx: Positions, limit_angstrom:
     return truths[i[paired]], picks[j[paired]]
 
 
-def agreement(picks: Picks, others: Picks, distance_angstrom: float) -> float:
-    """Return the F1 of picks against other picks of the same tomogram, one to one within a distance, all classes together; 1 if there are none."""
-    if not len(picks) and not len(others):
-        return 1.0
-    names = {*picks.names.tolist(), *others.names.tolist()}
-    pairs = (match_one_to_one(others.of(name).positions_zyx, picks.of(name).positions_zyx, distance_angstrom) for name in names)
-    return 2 * sum(len(found) for found, _ in pairs) / (len(picks) + len(others))
-
-
 def found_within(truth_zyx: Positions, picks_zyx: Positions, limit_angstrom: float) -> int:
     """Return the number of particles with any pick within the limit (inclusive), as the CZII metric counts them."""
     if not len(truth_zyx) or not len(picks_zyx):

@@ -240,6 +240,15 @@ def score_picks(
     return scores | {f"F1@{distance_angstrom:g}A": one_to_one, f"F1@{distance_angstrom:g}A many-to-many": many_to_many}
 
 
+def agreement(picks: Picks, others: Picks, distance_angstrom: float) -> float:
+    """Return the F1 of picks against other picks of the same tomogram, one to one within a distance, all classes together; 1 if there are none."""
+    if not len(picks) and not len(others):
+        return 1.0
+    names = {*picks.names.tolist(), *others.names.tolist()}
+    pairs = (match_one_to_one(others.of(name).positions_zyx, picks.of(name).positions_zyx, distance_angstrom) for name in names)
+    return 2 * sum(len(found) for found, _ in pairs) / (len(picks) + len(others))
+
+
 def f_beta(tp: ArrayLike, truths: ArrayLike, picks: ArrayLike, beta: float) -> NDArray[np.float64]:
     """Return F_beta of counts, elementwise: (1 + b²) tp / (b² truths + picks); NaN where there is no truth."""
     true, found = np.asarray(truths, dtype=np.float64), (1 + beta**2) * np.asarray(tp, dtype=np.float64)

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tomoray.formats.czii import read_czii_csv
-from tomoray.matching import agreement, match_one_to_one
+from tomoray.matching import match_one_to_one
 from tomoray.score_table import score_rows, score_table
-from tomoray.scoring import czii_score, f1_many_to_many, f1_score, f_beta, precision_at_n, score_picks
+from tomoray.scoring import agreement, czii_score, f1_many_to_many, f1_score, f_beta, precision_at_n, score_picks
 from tomoray.tomogram import CZII_PARTICLES, Particle, Picks
 
 AWAY = {p.name: (1000.0 * k, 500.0, 700.0) for k, p in enumerate(CZII_PARTICLES, start=1)}  # one of each, well apart

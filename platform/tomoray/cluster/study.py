@@ -23,7 +23,7 @@ from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_catalogue
 from tomoray.checkpoint import JOB, load_picker
 from tomoray.cluster.session import on_cluster, session, threads_per_worker
-from tomoray.cluster.tracking import FAILED, FINISHED, Run, start_run
+from tomoray.cluster.tracking import FAILED, FINISHED, FOLDER, Run, start_run
 from tomoray.cluster.train import BEST, Trained, train, training_rows
 from tomoray.comparison import study_csv, study_metrics, study_table
 from tomoray.config import ConfigError, dump_settings
@@ -77,7 +77,7 @@ def run_study(job: StudyJob) -> Study:
     done = finished(folder, trials)
     todo = [trial for trial in trials if trial.name not in done]
     storage.write_bytes(storage.join(folder, JOB), dump_settings(job).encode())
-    run = start_run("study", job.name, job, tags={"tomoray.folder": folder})
+    run = start_run("study", job.name, job, tags={FOLDER: folder})
     with run.failed_if_left():
         failures = _run([Task(trial, rows, _result_uri(folder, trial)) for trial in todo], job, run, len(done)) if todo else {}
         results = tuple(finished(folder, trials).values())

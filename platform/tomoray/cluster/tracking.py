@@ -80,7 +80,7 @@ class Run:
 
     @contextmanager
     def failed_if_left(self) -> Iterator[None]:
-        """Close the run as failed if a `with` block is left by an error, or stopped by hand: MLflow would show it going on for ever."""
+        """Close the run as failed if any error, or Ctrl-C, leaves a `with` block, and raise it again: MLflow would show the run going on for ever."""
         try:
             yield
         except BaseException:

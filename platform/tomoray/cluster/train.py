@@ -34,10 +34,10 @@ from tomoray.cluster.tracking import CHECKPOINT, FOLDER, Run, start_run
 from tomoray.config import ConfigError, dump_settings, read_settings_text
 from tomoray.inference import for_inference
 from tomoray.jobs import TrainJob
-from tomoray.matching import agreement
 from tomoray.methods import METHODS, Method
 from tomoray.networks import build_picker
 from tomoray.report import training_page
+from tomoray.scoring import agreement
 from tomoray.thresholds import apply_thresholds
 from tomoray.tomogram import Picks
 from tomoray.training import Epoch, autocast_dtype, fit, plateau

@@ -245,7 +245,7 @@ class _Judge(FIFOScheduler):  # type: ignore[misc]
         self.sweep.end(trial.config["number"], result.get(REASON, ""))
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Take note of a trial that died too often. Of one that it starts again Tune tells too: it has this state by then."""
+        """Take note of a trial that died too often. Tune calls this for one that it starts again too, whose status is ERROR by then."""
         if trial.status != trial.ERROR:
             self.sweep.end(trial.config["number"], "it died each time it was tried; see Ray's log")
 

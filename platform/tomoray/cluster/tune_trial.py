@@ -72,7 +72,7 @@ class Plan:
 def run_trial(config: Mapping[str, Any], *, planned: Plan, parent: Run, at_a_time: int) -> None:
     """Run one trial; this is what Tune starts, stops with all that it started, and starts again if it dies with its node.
 
-    What a trial raises it would raise again: that is reported.
+    What a trial raises, whatever its settings broke, it would raise again: that is logged and reported as its end, and the others go on.
     """
     trial = Trial.from_json(storage.read_bytes(planned.file_of(config["number"])))
     try:
