@@ -136,6 +136,6 @@ def test_every_shipped_study_is_one_whose_arms_can_be_compared(path: Path) -> No
 
 
 def test_there_are_shipped_studies() -> None:
-    names = ["study_partly_marked_small.toml", "study_regime.toml"]
-    names += [*(f"study_semietpicker_{which}.toml" for which in ("remedies_small", "small", "table1", "table3")), "study_tomopicker_small.toml"]
-    assert [path.name for path in STUDIES] == names
+    semietpicker = [f"semietpicker_{which}" for which in ("longer_small", "remedies_small", "small", "table1", "table3")]
+    names = ["partly_marked_small", "regime", *semietpicker, "tomopicker_small"]
+    assert [path.name for path in STUDIES] == [f"study_{name}.toml" for name in names]
