@@ -141,12 +141,14 @@ def test_other_voxel_sizes_and_contrasts_give_picks_in_the_tomograms_own_coordin
         rows.append(replace(row, uri=str(path), voxel_angstrom=size[0], contrast=contrast, shape_zyx=shape))  # type: ignore[arg-type]
     other = pick_all(job_for(_only(rows, tmp_path / "other.parquet"), checkpoint, tmp_path / "other"))
     assert not other.failures
-    scores = [f1_score(truth, read_czii_csv(p.picks_csv), particles) for p in (plain, other)]
+    picks = [read_czii_csv(p.picks_csv) for p in (plain, other)]
+    scores = [f1_score(truth, those, particles) for those in picks]
     assert scores[0].value > 0.6
     assert scores[1].value > scores[0].value - 0.2
-    residual = scores[1].of("ribosome").residual_zyx
-    assert residual is not None
-    assert max(map(abs, residual)) < 15.0, "resampling must not shift picks"
+    for particle in particles:  # held against the same picker's picks, since a small picker may itself be off by a voxel or two
+        shift = f1_score(*picks, particles).of(particle.name).residual_zyx
+        assert shift is not None
+        assert max(map(abs, shift)) < 10.0, "resampling must not shift picks by a voxel"
 
 
 def test_real_tomograms_are_indexed_and_picked(shared_data: Path, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
