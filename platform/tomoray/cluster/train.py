@@ -261,35 +261,38 @@ def _resume(method: nn.Module, optimizer: torch.optim.Optimizer, schedule: Reduc
 
 
 def _report(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau | None, epoch: Epoch) -> None:
-    """Tell Ray and MLflow what an epoch brought; every few epochs validate, and keep a checkpoint."""
+    """Tell MLflow and Ray what an epoch brought; every few epochs validate, and keep a checkpoint.
+
+    MLflow comes first: what dies in between is done and recorded once more, while an epoch that is kept would never be recorded again.
+    """
     job, done, rank = setup.job, epoch.index + 1, ray.train.get_context().get_world_rank()
     metrics = {**epoch.metrics, "epoch": done, "steps_per_s": epoch.steps / epoch.wall_s, "data_wait_share": epoch.wait_s / epoch.wall_s}
     metrics["learning_rate"] = optimizer.param_groups[0]["lr"]
-    if done % job.validation.every_epochs and done < job.epochs:
+    kept = done % job.validation.every_epochs == 0 or done >= job.epochs
+    if kept:
+        card, found = _validate(setup, method)
+        if schedule is not None:
+            schedule.step(found[measure_of(job.validation)])
+        metrics |= found
+    if rank:
         ray.train.report(metrics)
-    else:
-        metrics |= _keep(setup, method, optimizer, schedule, metrics)
-    if rank == 0:
-        setup.run.log(metrics, step=done * job.steps_per_epoch)
-        _note(setup.folder, {"epoch": done, "loss": metrics["loss"], **({"kept": done, "val_f1": metrics["val_f1"]} if "val_f1" in metrics else {})})
+        return
+    setup.run.log(metrics, step=done * job.steps_per_epoch)
+    with _checkpoint(setup, method, optimizer, schedule, card, done) if kept else nullcontext() as checkpoint:
+        ray.train.report(metrics, checkpoint=checkpoint)
+    _note(setup.folder, {"epoch": done, "loss": metrics["loss"], **({"kept": done, "val_f1": metrics["val_f1"]} if kept else {})})
 
 
-def _keep(
-    setup: Setup, method: Method, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau | None, metrics: Mapping[str, float]
-) -> dict[str, float]:
-    """Validate, let the learning rate follow, report with a checkpoint, and return what the validation said."""
-    card, found = _validate(setup, method)
-    if schedule is not None:
-        schedule.step(found[measure_of(setup.job.validation)])
-    if ray.train.get_context().get_world_rank():
-        ray.train.report({**metrics, **found})
-        return found
+@contextmanager
+def _checkpoint(
+    setup: Setup, method: Method, optimizer: torch.optim.Optimizer, schedule: ReduceLROnPlateau | None, card: Card, epochs: int
+) -> Iterator[Checkpoint]:
+    """Yield a picker with what it takes to train it on."""
+    state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "epochs": epochs}
+    state |= {} if schedule is None else {"schedule": schedule.state_dict()}
     with tempfile.TemporaryDirectory() as folder:
-        state = {"method": method.state_dict(), "optimizer": optimizer.state_dict(), "epochs": metrics["epoch"]}
-        state |= {} if schedule is None else {"schedule": schedule.state_dict()}
         save_checkpoint(folder, card, method.picker(), job=dump_settings(setup.job), state=state)
-        ray.train.report({**metrics, **found}, checkpoint=Checkpoint.from_directory(folder))
-    return found
+        yield Checkpoint.from_directory(folder)
 
 
 def _validate(setup: Setup, method: Method) -> tuple[Card, dict[str, float]]:
