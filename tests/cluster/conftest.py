@@ -8,6 +8,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 from collections.abc import Iterator
 
 import pytest
+from ray_nodes import ray_cluster
 from small_jobs import PARTICLES, small_train_job
 
 from tomoray.catalogue import assign_splits, write_catalogue
@@ -37,6 +38,13 @@ def local_ray(tracking: str) -> Iterator[None]:
 
     with session():
         yield
+
+
+@pytest.fixture(scope="module")
+def head(tracking: str) -> Iterator[str]:
+    """Address of the dashboard of a Ray head with eight logical CPUs, of a module's own."""
+    with ray_cluster(head_cpus=8) as cluster:
+        yield cluster.dashboard
 
 
 @pytest.fixture(scope="session")

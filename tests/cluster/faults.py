@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +34,10 @@ PARTICLES = (Particle("ribosome", 150.0), Particle("virus-like-particle", 135.0)
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Serves one file under any name; `flaky` ones after a refusal, `deadly` ones never, `once-deadly` ones at the second try."""
+    """Serves one file under any name; `flaky` ones after a refusal, `deadly` ones never, `once-deadly` ones at the second try.
+
+    How often each was asked for is in `asked`; a process that is crashing may ask again, so those that crashed are in `crashed`.
+    """
 
     daemon_threads = True
 
@@ -42,6 +45,7 @@ class FaultyServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content, self.delay_s = content, delay_s
         self.asked: Counter[str] = Counter()
+        self.crashed: defaultdict[str, set[int]] = defaultdict(set)
         self.lock = threading.Lock()
 
     def uri(self, name: str) -> str:
@@ -59,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.asked[name] += 1
             first = self.server.asked[name] == 1
         if name.startswith("deadly") or (name.startswith("once-deadly") and first):
-            crash_process_at(self.client_address[1])
+            self.server.crashed[name] |= crash_process_at(self.client_address[1])
             return
         refused = name.startswith("flaky") and first
         self.send_response(503 if refused else 200)
@@ -75,10 +79,12 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def crash_process_at(port: int) -> None:
-    """Let the process of this machine that holds the other end of a connection crash, if it has not done so already."""
-    for pid in {c.pid for c in psutil.net_connections("tcp4") if c.laddr.port == port and c.pid}:
+def crash_process_at(port: int) -> set[int]:
+    """Let the process of this machine that holds the other end of a connection crash, if it has not done so already; return its id."""
+    pids = {c.pid for c in psutil.net_connections("tcp4") if c.laddr.port == port and c.pid}
+    for pid in pids:
         os.kill(pid, signal.SIGSEGV)
+    return pids
 
 
 @contextmanager
@@ -100,11 +106,16 @@ def small_volume(seed: int = 0, size: int = 32) -> Tomogram:
 
 
 def small_checkpoint(folder: Path, seed: int = 0, thresholds: Sequence[float] = (0.4, 0.4), width: int = 4) -> str:
-    """Write an untrained picker, which finds something in noise, and return where it is."""
+    """Write a small untrained picker, which finds something in noise, and return where it is."""
     torch.manual_seed(seed)
     network = {"name": "asymmetric_unet", "width": width, "blocks": (1, 1)}
     names = (p.name for p in PARTICLES)
     card = Card(PARTICLES, VOXEL_ANGSTROM, "dark", network, tile_vox=16, thresholds=dict(zip(names, thresholds, strict=True)))
+    return save_untrained(card, folder)
+
+
+def save_untrained(card: Card, folder: Path) -> str:
+    """Write a picker with fresh weights, which finds something in noise, and return where it is."""
     picker = card.build()
     *_, bias = (parameter for name, parameter in picker.named_parameters() if name.endswith("bias"))
     torch.nn.init.zeros_(bias)  # of the last layer, which starts where it sees nothing anywhere

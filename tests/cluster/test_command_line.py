@@ -1,19 +1,12 @@
 """The commands as people give them: in a shell, against object storage, and on a cluster elsewhere."""
 
-import os
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from services.programs import free_port
 from tomoray import storage
 from tomoray.catalogue import read_catalogue
 from tomoray.config import read_settings
@@ -82,32 +75,6 @@ def test_mistakes_are_told_on_one_line_with_status_2(tmp_path: Path) -> None:
     result = tomoray("pick", "--catalogue", str(tmp_path / "none.parquet"), "--checkpoint", str(tmp_path))
     assert result.returncode == 2
     assert "none.parquet" in result.stderr
-
-
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[str]:
-    """Address of the dashboard of a Ray head that was started as an administrator would, with only this test's processes."""
-    ports = [free_port() for _ in range(3)]
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # short: Ray's sockets lie in it
-        command = [
-            *(Path(sys.executable).with_name("ray"), "start", "--head", "--block", f"--port={ports[0]}", f"--dashboard-port={ports[1]}"),
-            *(
-                f"--dashboard-agent-listen-port={ports[2]}",
-                "--num-cpus=8",
-                "--include-dashboard=true",
-                f"--temp-dir={folder}",
-                "--disable-usage-stats",
-            ),
-        ]
-        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            _wait_for_port(ports[1], process)
-            yield f"http://127.0.0.1:{ports[1]}"
-        finally:
-            process.kill()
-            process.wait(20)
-            subprocess.run(["pkill", "-9", "-f", folder], check=False)  # `ray stop` would end everybody's Ray; workers die with their raylet
 
 
 def test_every_verb_through_ray_job_submit(head: str, catalogue: str, checkpoint: str, tmp_path: Path) -> None:
@@ -190,13 +157,3 @@ def test_ctrl_c_leaves_a_job_running_and_the_same_command_finds_it(head: str, tm
     assert subprocess.run(stop, capture_output=True, timeout=100, check=False).returncode == 0
     assert second.wait(60) == 130
     assert f"{name}: stopped, status 130" in second.stdout.read()
-
-
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(240):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert process.poll() is None, "the head ended"
-        time.sleep(0.25)
-    raise AssertionError("the head did not come up")

@@ -169,6 +169,11 @@ def _run(job: PickJob, card: Card, todo: Sequence[CatalogueRow], folder: str, ru
     with session(), run.system_metrics("driver"):
         tally = Tally(min(job.actors or _default_actors(job), len(todo)))
         _follow(_pipeline(job, card, todo, folder, tally.actors).iter_rows(), len(todo), tally, run)
+        done = committed(folder)
+        if lost := [row for row in todo if row.tomogram_id not in done and row.tomogram_id not in tally.failures]:
+            # Ray tries a task again that dies with its node, but gives up one whose actor cannot be reached for a moment
+            log.warning("%d tomograms were lost with a process or a node: once more", len(lost))
+            _follow(_pipeline(job, card, lost, folder, tally.actors).iter_rows(), len(lost), tally, run)
     return tally
 
 
