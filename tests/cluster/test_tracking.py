@@ -1,5 +1,6 @@
 """MLflow: what a run says of its data and code, models that jobs name, and that no secret gets there. No Ray is started."""
 
+import getpass
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_a_run_says_which_data_and_which_code(server: str, job: PickJob) -> None
     assert found.data.tags["tomoray.data"] == catalogue_version(rows)
     assert found.data.tags["tomoray.version"] == tomoray.__version__
     assert found.data.tags["mlflow.source.git.commit"] == commit()
+    assert (found.data.tags["mlflow.source.name"], found.data.tags["mlflow.user"]) == ("tomoray pick", getpass.getuser())
     (given,) = found.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest, given.dataset.source_type) == ("c.parquet", catalogue_version(rows), "local")
     assert json.loads(given.dataset.source) == {"uri": job.catalogue}
@@ -65,6 +67,14 @@ def test_a_run_says_which_data_and_which_code(server: str, job: PickJob) -> None
     assert found.info.status == "RUNNING"
     assert found.data.tags["tomoray.data"] == catalogue_version(rows[:1])
     assert {one.dataset.digest for one in found.inputs.dataset_inputs} == {catalogue_version(rows), catalogue_version(rows[:1])}
+
+
+def test_every_setting_is_recorded(server: str, job: PickJob) -> None:
+    """Planted: only as many as MLflow takes in one request."""
+    many = {f"class-{number}": number / 200 for number in range(150)}
+    run = start_run("pick", "many", job.model_copy(update={"thresholds": many}))
+    params = MlflowClient(server).get_run(run.run_id).data.params
+    assert {name: params[f"thresholds.{name}"] for name in many} == {name: str(value) for name, value in many.items()}
 
 
 @pytest.mark.parametrize("left_by", [ConfigError("no picks"), KeyboardInterrupt()])

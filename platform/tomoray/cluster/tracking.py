@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
@@ -14,10 +15,10 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 from mlflow.utils.time import get_current_time_millis
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -33,9 +34,10 @@ from tomoray.provenance import commit
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "tomoray"
+AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # tag: else MLflow's pages take runs for evaluations of language models
 FOLDER = "tomoray.folder"  # tag: where what the run makes lies
 DATA, VERSION = "tomoray.data", "tomoray.version"  # tags: hash of the catalogue, version of the package
-MOST_CHILDREN = 10_000
+MOST_CHILDREN, MOST_PARAMS = 10_000, 100  # that MLflow takes in one request
 FINISHED, FAILED, KILLED, RUNNING = "FINISHED", "FAILED", "KILLED", "RUNNING"
 CHAMPION = "champion"
 CHECKPOINT = "checkpoint"  # folder of a training run's artefacts
@@ -184,7 +186,8 @@ def start_run(verb: str, name: str, job: Settings, *, tags: Mapping[str, str] | 
     try:
         client = MlflowClient(uri)
         run_id = _run_of(client, _experiment(client, uri), name, job, {"verb": verb, **(tags or {})}, parent, resumes=bool(tags))
-        for key, value in {VERSION: tomoray.__version__, MLFLOW_GIT_COMMIT: commit()}.items():
+        told = {VERSION: tomoray.__version__, MLFLOW_SOURCE_NAME: f"tomoray {verb}", MLFLOW_GIT_COMMIT: commit(), MLFLOW_USER: _user()}
+        for key, value in told.items():
             client.set_tag(run_id, key, value)
         if catalogue := getattr(job, "catalogue", ""):
             _note_data(client, run_id, verb, catalogue)
@@ -206,7 +209,9 @@ def _run_of(client: MlflowClient, experiment: str, name: str, job: Settings, tag
     under = {MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {}
     run_id = str(client.create_run(experiment, run_name=name, tags={**tags, **under}).info.run_id)
     params = [Param(_safe(key), redacted(str(value))[:500]) for key, value in flatten(job.model_dump(mode="json")).items()]
-    client.log_batch(run_id, params=params[:100], tags=[RunTag("tomoray.output", redacted(str(getattr(job, "output", ""))))])
+    for first in range(0, len(params), MOST_PARAMS):
+        client.log_batch(run_id, params=params[first : first + MOST_PARAMS])
+    client.set_tag(run_id, "tomoray.output", redacted(str(getattr(job, "output", ""))))
     return run_id
 
 
@@ -228,7 +233,14 @@ def _experiment(client: MlflowClient, uri: str) -> str:
         return str(found.experiment_id)
     database = uri.removeprefix("sqlite:///")
     beside = (Path(database).parent / "mlruns").as_uri() if database != uri else None  # artefacts lie beside a local database
-    return str(client.create_experiment(EXPERIMENT, artifact_location=beside))
+    return str(client.create_experiment(EXPERIMENT, artifact_location=beside, tags=AS_TRAINING))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # in a container whose user has no name
+        return ""
 
 
 def _safe(key: str) -> str:
