@@ -36,7 +36,7 @@ format: $(VENV)/.installed ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-slow: $(VENV)/.installed ## the long studies and large volumes
+test-slow: $(VENV)/.installed ## long studies, large volumes, nodes that are lost, and every small job sent to a cluster
 	$(BIN)/python -m pytest -m slow
 
 bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
