@@ -82,6 +82,7 @@ class FaultyProxy:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # clients come by the dozen, and those that find no room ask again only after seconds
 
     def __init__(self, port: int, proxy: FaultyProxy) -> None:
         self.proxy, self.connections = proxy, set[socket.socket]()
