@@ -20,8 +20,13 @@ from tomoray.config import read_settings
 from tomoray.jobs import TrainJob
 
 ROOT = Path(__file__).parents[2]
-TINY = ("--shape-zyx", "[40,48,48]")
-FEW_STEPS = ("--seeds", "[0]", "--train.steps-per-epoch", "1", "--train.network.width", "4")
+PER_UM3 = (  # so that each of few tomograms, of a size that suits the test, shows something
+    "{apo-ferritin = 3000, beta-amylase = 3000, beta-galactosidase = 3000, ribosome = 1500, thyroglobulin = 3000, virus-like-particle = 1500}"
+)
+FEW_STEPS = (
+    *("--seeds", "[0]", "--train.steps-per-epoch", "1", "--train.network.width", "4", "--train.network.blocks", "[1, 1]"),
+    *("--train.crops.patch-vox", "32", "--train.crops.batch-size", "2"),
+)
 JOURNEY = {  # in this order, since each takes what one before it has made
     "simulate.toml": ("--tomograms", "6", "--shape-zyx", "[48,64,64]", "--crowding", "8"),
     "index.toml": ("--validation", "0.34", "--test", "0.17"),
@@ -29,9 +34,9 @@ JOURNEY = {  # in this order, since each takes what one before it has made
     "pick.toml": ("--tile-vox", "32"),
     "threshold.toml": (),
     "score.toml": (),
-    "simulate_crowded.toml": TINY,
+    "simulate_crowded.toml": ("--shape-zyx", "[40,48,48]"),
     "index_crowded.toml": (),
-    "simulate_study.toml": TINY,
+    "simulate_study.toml": ("--shape-zyx", "[40,64,64]", "--per-um3", PER_UM3),
     "index_study.toml": (),
 }
 LONGER = {

@@ -124,7 +124,9 @@ def training_rows(job: TrainJob) -> tuple[dict[str, tuple[CatalogueRow, ...]], t
     known = {p.name for p in job.particles}
     found = {name for row in labelled for name in row.particles}
     if not known & found:
-        raise ConfigError(f"{job.catalogue}: its picks name {', '.join(sorted(found))}, not {', '.join(sorted(known))}; correct [[particles]]")
+        raise ConfigError(
+            f"{job.catalogue}: its picks name {', '.join(sorted(found)) or 'nothing'}, not {', '.join(sorted(known))}; correct [[particles]]"
+        )
     if ignored := sorted(found - known):
         log.warning("%s: picks of %s are left out, since the job does not name these classes", job.catalogue, ", ".join(ignored))
     return streams, tuple(validation)
