@@ -34,7 +34,6 @@ from tomoray.provenance import commit
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "tomoray"
-AS_TRAINING = {"mlflow.experimentKind": "custom_model_development"}  # tag: else MLflow's pages take runs for evaluations of language models
 FOLDER = "tomoray.folder"  # tag: where what the run makes lies
 DATA, VERSION = "tomoray.data", "tomoray.version"  # tags: hash of the catalogue, version of the package
 MOST_CHILDREN, MOST_PARAMS = 10_000, 100  # that MLflow takes in one request
@@ -233,7 +232,7 @@ def _experiment(client: MlflowClient, uri: str) -> str:
         return str(found.experiment_id)
     database = uri.removeprefix("sqlite:///")
     beside = (Path(database).parent / "mlruns").as_uri() if database != uri else None  # artefacts lie beside a local database
-    return str(client.create_experiment(EXPERIMENT, artifact_location=beside, tags=AS_TRAINING))
+    return str(client.create_experiment(EXPERIMENT, artifact_location=beside))
 
 
 def _user() -> str:
