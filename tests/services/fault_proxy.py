@@ -119,15 +119,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """Ask the server the same, by the name that the client has signed, and return what it says."""
-        server = HTTPConnection(self.server.proxy.target)
-        server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            if name.lower() not in ("connection", "expect"):
-                server.putheader(name, value)
-        server.endheaders(body)
-        reply = server.getresponse()
-        content, headers = reply.read(), dict(reply.getheaders())
-        server.close()
+        with contextlib.closing(HTTPConnection(self.server.proxy.target)) as server:
+            server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("connection", "expect"):
+                    server.putheader(name, value)
+            server.endheaders(body)
+            reply = server.getresponse()
+            content, headers = reply.read(), dict(reply.getheaders())
         return reply.status, headers, content
 
     def _send(self, status: int, headers: Mapping[str, str], content: bytes) -> None:

@@ -8,18 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from services.ceph import S3Server
 from services.fault_proxy import AWAY, CUT, DROP, FaultyProxy, faulty_proxy
 from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_catalogue, write_catalogue
 from tomoray.checkpoint import Card, save_checkpoint
+from tomoray.cluster.data import CropSource, cut_crops, plan
 from tomoray.cluster.pick_stages import Predict, commit, items, read
 from tomoray.formats import open_tomogram
 from tomoray.formats.candidates import read_candidates
 from tomoray.formats.mrc import write_mrc
 from tomoray.formats.ome_zarr import write_ome_zarr
-from tomoray.jobs import PickJob
+from tomoray.jobs import CropSettings, PickJob
 from tomoray.results import committed, table_uri
 from tomoray.tomogram import Particle, Tomogram
 
@@ -135,6 +137,25 @@ def test_folders_of_many_files_survive_a_restart(bucket: str, proxy: FaultyProxy
         assert {path.name: path.read_text() for path in copy.iterdir()} == {name: name for name in names}
     restarting.join()
     assert proxy.seen[AWAY] == 2
+
+
+def test_training_sees_the_same_crops_on_a_bad_day(bucket: str, proxy: FaultyProxy) -> None:
+    """Of each kind of file, although the server refuses, hangs up, sends half and restarts while they are cut."""
+    rows = tuple(replace(ROW, tomogram_id=kind, run=kind, uri=f"{bucket}/{kind}") for kind in KINDS)
+    settings = CropSettings(patch_vox=16, per_visit=4)
+    source = CropSource(rows, (Particle("ribosome", 150.0),), 10.0, "dark", settings, seed=0, labelled=False)
+
+    def crops() -> list[NDArray[np.float16]]:
+        visits = [{name: np.array([value]) for name, value in visit.items()} for visit in plan(len(rows), 0, 9, seed=0)]
+        return [block["volume"] for visit in visits for block in cut_crops(visit, source=source)]
+
+    expected = crops()
+    proxy.rates = {"500": 0.05, "503": 0.05, DROP: 0.05}
+    proxy.cut_next(2)
+    restarting = restart_after(40, proxy)
+    np.testing.assert_array_equal(np.concatenate(crops()), np.concatenate(expected))
+    restarting.join()
+    assert (proxy.seen[CUT], proxy.seen[AWAY]) == (2, 1)
 
 
 @pytest.mark.timeout(1200)  # most of it waits, that we or the client put between attempts
