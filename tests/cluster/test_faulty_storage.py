@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from small_jobs import small_train_job
 
 from services.ceph import S3Server
-from services.fault_proxy import AWAY, CUT, DROP, FaultyProxy, faulty_proxy
+from services.fault_proxy import AWAY, CUT, DROP, faulty_proxy
 from tomoray import storage
 from tomoray.catalogue import read_catalogue, write_catalogue
 from tomoray.config import dump_settings
@@ -30,7 +30,7 @@ RATES = {"500": 0.04, "503": 0.04, DROP: 0.04}
 
 
 @contextmanager
-def bad_day(server: S3Server, requests: int) -> Iterator[FaultyProxy]:
+def bad_day(server: S3Server, requests: int) -> Iterator[None]:
     """Let all that is started in a `with` block find a faulty proxy in the server's place, which restarts after so many requests."""
     with faulty_proxy(server.address, RATES) as proxy, pytest.MonkeyPatch.context() as environment:
 
@@ -43,7 +43,7 @@ def bad_day(server: S3Server, requests: int) -> Iterator[FaultyProxy]:
         proxy.cut_next(3)
         restarting = threading.Thread(target=restart, daemon=True)
         restarting.start()
-        yield proxy
+        yield
         restarting.join(10)
     assert (proxy.seen[CUT], proxy.seen[AWAY]) == (3, 1)
     assert all(proxy.seen[fault] >= 3 for fault in RATES), f"too little went wrong to show anything: {proxy.seen}"
