@@ -1,14 +1,19 @@
 """From rows to crops, as a reading task cuts them."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from small_jobs import PARTICLES
 
 from tomoray.catalogue import CatalogueRow, read_catalogue
-from tomoray.cluster.data import CropSource, cut_crops, plan
+from tomoray.cluster.data import CropSource, crop_stream, cut_crops, plan
 from tomoray.formats import open_tomogram
+from tomoray.formats.mrc import write_mrc
 from tomoray.jobs import CropSettings
 from tomoray.preprocessing import prepare
+from tomoray.tomogram import Tomogram
 
 EDGE = 48
 
@@ -58,3 +63,16 @@ def test_the_same_visit_cuts_the_same_crops(rows: tuple[CatalogueRow, ...]) -> N
     first, again = (crops_of(rows, visits=2, settings=settings) for _ in range(2))
     assert all(np.array_equal(one, other) for (_, one), (_, other) in zip(first, again, strict=True))
     assert not np.array_equal(first[0][1], first[1][1])
+
+
+def test_crops_arrive_in_the_order_of_the_plan_although_some_take_longer(local_ray: None, rows: tuple[CatalogueRow, ...], tmp_path: Path) -> None:
+    """Planted: blocks passed on as they are ready."""
+    large = Tomogram("large", np.random.default_rng(0).standard_normal((96, 192, 192), dtype=np.float32), (10.0,) * 3)
+    write_mrc(tmp_path / "large.mrc", large)  # clipping asks for all of it, in each process that has not seen it yet
+    slow = replace(rows[0], tomogram_id="large", run="large", uri=str(tmp_path / "large.mrc"), shape_zyx=large.shape, voxel_angstrom=10.0)
+    settings = CropSettings(patch_vox=EDGE, per_visit=2, readers=4)
+    source = CropSource((slow, *rows), PARTICLES, 10.0, "dark", settings, seed=3, labelled=False, clip_sd=3.0)
+    visits = [{key: np.array([value]) for key, value in item.items()} for item in plan(3, 0, 24, seed=3)]
+    expected = [block["volume"] for visit in visits for block in cut_crops(visit, source=source)]
+    found = [batch["volume"] for batch in crop_stream(source, lambda: (0, 24))().iter_batches(batch_size=2)]
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))

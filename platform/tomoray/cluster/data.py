@@ -3,11 +3,14 @@
 A stream follows a *plan*: one visit per item, each with its tomogram and its own random numbers. A visit opens a tomogram once, in the
 task that cuts it, reads of it what its crops need (`tomoray.crops`), and only crops as float16 travel on. A plan has no epochs, and a
 restarted run goes on behind the visits it has seen.
+
+Crops arrive in the order of the plan, however long each visit takes, so that a run of one seed and so many workers sees the same batches
+each time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +20,7 @@ import ray.data
 import ray.train
 import torch
 from numpy.typing import NDArray
-from ray.data import TaskPoolStrategy
+from ray.data import ExecutionOptions, TaskPoolStrategy
 from ray.data.collate_fn import NumpyBatchCollateFn
 
 from tomoray import storage
@@ -33,6 +36,7 @@ from tomoray.tomogram import Contrast, Particle
 
 PARTICLES_PER_CROP = 256  # slots that travel with every crop; unused ones cost four kilobytes
 CROPS_PER_BLOCK = 8
+IN_ORDER = ExecutionOptions(preserve_order=True)  # readers still work side by side; what is ready too early waits for its turn
 SCALES: Scales = {}  # by this process: tasks of one worker share what they had to read whole tomograms for
 
 
@@ -71,9 +75,10 @@ def crop_stream(source: CropSource, visits: Callable[[], tuple[int, int]]) -> Ca
 
     def make() -> ray.data.Dataset:
         items = plan(len(source.rows), *visits(), source.seed)
-        stream = ray.data.from_items(items, override_num_blocks=max(1, min(len(items), 256)))
+        stream = ray.data.from_items(items, override_num_blocks=max(1, len(items)))  # a task for each, or its turn would hold up several
         readers = TaskPoolStrategy(size=source.crops.readers)
         stream = stream.map_batches(partial(cut_crops, source=source), batch_size=1, num_cpus=1, compute=readers)
+        stream.context.execution_options = IN_ORDER  # unless Ray Train has its own
         stream.context.execution_no_progress_timeout_s = -1  # a stream that waits for a validation has not failed
         stream.context.enable_progress_bars = False
         stream.context.custom_execution_callback_classes = [Pace]
@@ -127,8 +132,20 @@ def batch_size(stream: str, crops: CropSettings) -> int:
     return crops.unlabelled_batch_size or crops.batch_size if stream == "unlabelled" else crops.batch_size
 
 
+def batches(crops: ray.data.Dataset | ray.data.DataIterator, settings: CropSettings, size: int, seed: int) -> Iterable[dict[str, torch.Tensor]]:
+    """Return crops as batches of tensors, each drawn at random among `shuffle_crops` of them; every iteration starts the stream anew."""
+    return crops.iter_torch_batches(  # type: ignore[no-any-return]
+        batch_size=size,
+        local_shuffle_buffer_size=settings.shuffle_crops or None,
+        local_shuffle_seed=seed if settings.shuffle_crops else None,
+        prefetch_batches=2,
+        drop_last=True,
+        collate_fn=Collate(),
+    )
+
+
 class Shard:
-    """One worker's share of a stream as batches of tensors; every iteration starts it anew."""
+    """One worker's share of a stream; every iteration starts it anew."""
 
     def __init__(self, name: str, crops: CropSettings, seed: int) -> None:
         self.iterator = ray.train.get_dataset_shard(name)
@@ -137,13 +154,4 @@ class Shard:
         self.seed = seed
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        return iter(
-            self.iterator.iter_torch_batches(
-                batch_size=self.batch_size,
-                local_shuffle_buffer_size=self.crops.shuffle_crops or None,
-                local_shuffle_seed=self.seed if self.crops.shuffle_crops else None,
-                prefetch_batches=2,
-                drop_last=True,
-                collate_fn=Collate(),
-            )
-        )
+        return iter(batches(self.iterator, self.crops, self.batch_size, self.seed))

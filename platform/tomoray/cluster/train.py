@@ -19,7 +19,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.data import Dataset
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
+from ray.train import Checkpoint, CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from tomoray import methods, storage
 from tomoray.catalogue import CatalogueRow, read_catalogue, with_clicks
 from tomoray.checkpoint import CARD, JOB, PICKER, STATE, Card, load_picker, read_card, save_checkpoint
-from tomoray.cluster.data import CropSource, Shard, batch_size, crop_stream
+from tomoray.cluster.data import IN_ORDER, CropSource, Shard, batch_size, crop_stream
 from tomoray.cluster.session import session, threads_per_worker
 from tomoray.cluster.tracking import CHECKPOINT, FOLDER, Run, start_run
 from tomoray.config import ConfigError, dump_settings, read_settings_text
@@ -172,6 +172,7 @@ def _trainer(setup: Setup, rows: Mapping[str, tuple[CatalogueRow, ...]], callbac
         _worker,
         train_loop_config={"setup": setup},
         datasets={name: stream(name) for name in rows},
+        dataset_config=DataConfig(execution_options=IN_ORDER),
         scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=job.name,
