@@ -11,6 +11,7 @@ the environment, those of S3 under the names that every S3 tool knows:
     TOMORAY_S3_ANONYMOUS=1               no keys, as public buckets want it
     TOMORAY_CONNECT_TIMEOUT_S            seconds to wait for a connection, of S3 and https (10)
     TOMORAY_READ_TIMEOUT_S               seconds to wait for the next bytes (60)
+    TOMORAY_CHUNK_CACHE[_GB]             a local folder that keeps chunks of remote OME-Zarr (`tomoray.formats.chunk_cache`), and its limit
 
 Nothing half-written is ever seen under its name: local files are written beside it and moved, objects are put whole.
 """
@@ -103,7 +104,7 @@ def options(uri: Uri) -> dict[str, Any]:
     kind = protocol(uri)
     if kind == "file":
         return {}
-    connect_s, read_s = _positive("TOMORAY_CONNECT_TIMEOUT_S", 10.0), _positive("TOMORAY_READ_TIMEOUT_S", 60.0)
+    connect_s, read_s = positive("TOMORAY_CONNECT_TIMEOUT_S", 10.0), positive("TOMORAY_READ_TIMEOUT_S", 60.0)
     if kind != "s3":
         from aiohttp import ClientTimeout
 
@@ -112,7 +113,7 @@ def options(uri: Uri) -> dict[str, Any]:
         "request_checksum_calculation": "AWS_REQUEST_CHECKSUM_CALCULATION",
         "response_checksum_validation": "AWS_RESPONSE_CHECKSUM_VALIDATION",
     }
-    retries = {"mode": os.environ.get("AWS_RETRY_MODE") or "adaptive", "total_max_attempts": int(_positive("AWS_MAX_ATTEMPTS", 10))}
+    retries = {"mode": os.environ.get("AWS_RETRY_MODE") or "adaptive", "total_max_attempts": int(positive("AWS_MAX_ATTEMPTS", 10))}
     return {
         "anon": os.environ.get("TOMORAY_S3_ANONYMOUS", "0") not in ("", "0"),
         "endpoint_url": os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None,
@@ -127,7 +128,14 @@ def options(uri: Uri) -> dict[str, Any]:
     }
 
 
-def _positive(variable: str, default: float) -> float:
+def positive(variable: str, default: float) -> float:
+    """Return a number of the environment.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or not positive.
+    """
     text = os.environ.get(variable) or str(default)
     try:
         value = float(text)

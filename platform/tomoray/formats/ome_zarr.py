@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tomoray import storage
 from tomoray.formats.checks import agreed_voxel_size, box_bounds, check_fits_memory
+from tomoray.formats.chunk_cache import ChunkCache, chunk_cache, version_of
 from tomoray.tomogram import Box, FormatError, Tomogram, Triple
 
 CHUNKS_AT_ONCE = 64  # in one box; larger ones are left to zarr, which fetches whole shards where it can
@@ -196,18 +198,46 @@ class _ZarrVoxels:
         return int(self.array.store.bytes_read)
 
     def _read(self, stored: Sequence[Any]) -> NDArray[Any]:
-        """Return a box; what lies in one remote shard zarr would fetch chunk after chunk, so those come side by side."""
+        """Return a box; what lies in one remote shard zarr would fetch chunk after chunk, so those come side by side, or from this node's cache."""
         cuts = [self._cut_at_chunks(part, size) for part, size in zip(stored, self.array.chunks, strict=True)]
-        if self.array.shards is None or storage.is_local(self.uri) or not 1 < math.prod(map(len, cuts)) <= CHUNKS_AT_ONCE:
+        few = math.prod(map(len, cuts)) <= CHUNKS_AT_ONCE
+        sharded = self.array.shards is not None and math.prod(map(len, cuts)) > 1
+        if storage.is_local(self.uri) or not few or not (sharded or self._cache):
             return np.asarray(self.array[tuple(stored)])
         spans = [part for part in stored if isinstance(part, slice)]
         values = np.empty([span.stop - span.start for span in spans], self.dtype)
         pieces = list(itertools.product(*cuts))
         with ThreadPoolExecutor(len(pieces)) as pool:
-            for piece, part in zip(pieces, pool.map(self.array.__getitem__, pieces), strict=True):
+            for piece, part in zip(pieces, pool.map(self._read_cached if self._cache else self.array.__getitem__, pieces), strict=True):
                 inner = [one for one in piece if isinstance(one, slice)]
                 values[tuple(slice(i.start - s.start, i.stop - s.start) for i, s in zip(inner, spans, strict=True))] = part
         return values
+
+    @cached_property
+    def _cache(self) -> tuple[ChunkCache, str] | None:
+        """The cache of chunks and what its keys begin with, where there is one and the server tells versions apart."""
+        kept = chunk_cache()
+        metadata = storage.join(self.uri, self.array.path, "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray")
+        version = version_of(metadata) if kept else None
+        return (kept, f"{metadata} {version}") if kept and version else None
+
+    def _read_cached(self, piece: Sequence[Any]) -> NDArray[Any]:
+        """Return a part of one chunk, of which the cache keeps the whole."""
+        assert self._cache is not None, "whoever calls has looked"
+        kept, name = self._cache
+        starts = [(part if isinstance(part, int) else part.start) // size * size for part, size in zip(piece, self.array.chunks, strict=True)]
+        ends = [min(start + size, length) for start, size, length in zip(starts, self.array.chunks, self.array.shape, strict=True)]
+        shape = [end - start for start, end in zip(starts, ends, strict=True)]
+        key = f"{name} {starts}"
+        data = kept.get(key, math.prod(shape) * self.dtype.itemsize)
+        if data is None:
+            data = np.asarray(self.array[tuple(map(slice, starts, ends))]).tobytes()
+            kept.put(key, data)
+        inner = (
+            part - start if isinstance(part, int) else slice(part.start - start, part.stop - start) for part, start in zip(piece, starts, strict=True)
+        )
+        part: NDArray[Any] = np.frombuffer(data, self.dtype).reshape(shape)[tuple(inner)]
+        return part
 
     def _cut_at_chunks(self, part: Any, size: int) -> list[Any]:
         if isinstance(part, int):
