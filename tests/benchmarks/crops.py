@@ -8,6 +8,8 @@ half of them around a particle, in as many worker processes of PyTorch's DataLoa
 
     tomoray, ingested    read_crops from OME-Zarr as `tomoray ingest` writes it
     tomoray, MRC         read_crops from MRC files of float32
+    tomoray, S3          read_crops from those of `tomoray ingest` on an S3 server: Ceph's gateway, started here with its disk in memory,
+                         which takes its share of the same cores; left out where it cannot be had
     monai, cache         CacheDataset with RandCropByPosNegLabeld, as its tutorials have it, from the MRC files and label volumes
     monai, indices       the same with FgBgToIndicesd, which finds foreground once and for all, for its price in memory
     monai, smart cache   SmartCacheDataset with RandCropByPosNegLabeld, a quarter of its cache replaced after each epoch
@@ -18,7 +20,7 @@ half of them around a particle, in as many worker processes of PyTorch's DataLoa
 many that were read last the kernel may keep the files; it is told to forget those that were read before them, and all before a contender
 starts. Each contender has a process of its own. Time counts from the second visit on, after what a cache has to be filled with, which is
 told apart. Memory is the most that a contender's processes held together, of what the kernel cannot drop: anonymous and shared pages.
-Bytes are those that the disk was asked for, and for tomoray also those that its readers asked for.
+Bytes are those that the disk was asked for, and for tomoray also those that its readers got, and those in the chunks that crops touch.
 """
 
 import os
@@ -28,10 +30,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import argparse
 import json
 import multiprocessing
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -40,6 +44,12 @@ import torch
 from ceilings import machine
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from services.ceph import ceph_gateway
+from services.fixtures import new_bucket
+from services.programs import UnavailableError
+from tomoray import storage
 from tomoray.catalogue import CatalogueRow, read_catalogue, write_catalogue
 from tomoray.crops import Scales, alone_bytes, read_crops
 from tomoray.formats import open_tomogram
@@ -53,10 +63,10 @@ from tomoray.tomogram import Particle, Picks, Tomogram
 
 FORK = "fork"  # what DataLoader does by itself on Linux, but not in a process that was spawned: caches are shared, not copied
 VOXEL, RADIUS_VOX, PARTICLES = 10.0, 6, 300
-INGESTED, MRC, CACHE, INDICES, SMART, MAPPED, RAY = (
-    *("tomoray, ingested", "tomoray, MRC", "monai, cache", "monai, indices", "monai, smart cache", "memory map"),
-    "tomoray under Ray",
-)
+INGESTED, MRC, S3, RAY = "tomoray, ingested", "tomoray, MRC", "tomoray, S3", "tomoray under Ray"
+CACHE, INDICES, SMART, MAPPED = "monai, cache", "monai, indices", "monai, smart cache", "memory map"
+CATALOGUES = {INGESTED: "ingested.parquet", MRC: "mrc.parquet", S3: "s3.parquet"}
+SERVER_BYTES = 8 * 2**30
 
 Visit = tuple[int, int, int]  # crops, bytes that readers asked for, bytes of the chunks that each of these crops touches
 
@@ -88,8 +98,12 @@ def main() -> None:
     options = parser.parse_args()
     print(machine("cpu", 1), flush=True)
     make(Path(options.folder), options)
-    names = [INGESTED, MRC, CACHE, INDICES, SMART, MAPPED, *([RAY] if options.ray else [])]
-    results = {name: run(name, options) for name in names if not options.only or name in options.only}
+    names = [INGESTED, MRC, S3, CACHE, INDICES, SMART, MAPPED, *([RAY] if options.ray else [])]
+    results = {}
+    for name in names:
+        if not options.only or name in options.only:
+            with on_server(Path(options.folder)) if name == S3 else nullcontext(True) as there:
+                results |= {name: run(name, options)} if there else {}
     report(results)
 
 
@@ -123,6 +137,26 @@ def make_one(folder: Path, index: int, options: argparse.Namespace) -> Catalogue
     numbers = (seen.mean, seen.std, seen.minimum, seen.maximum)
     uri, picks = str(folder / f"{name}.mrc"), str(folder / f"{name}.csv")
     return CatalogueRow(name, name, uri, shape, "float32", VOXEL, *numbers, "dark", split="train", picks_uri=picks, particles={"particle": PARTICLES})
+
+
+@contextmanager
+def on_server(folder: Path) -> Iterator[bool]:
+    """Have what was ingested lie on an S3 server for the length of a `with` block; say so where there is none."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(ceph_gateway(SERVER_BYTES))
+        except UnavailableError as reason:
+            print(f"  {S3}: {reason}")
+            yield False
+            return
+        os.environ |= {**server.environment(), "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+        bucket = new_bucket()
+        rows = read_catalogue(folder / "ingested.parquet")
+        for row in rows:
+            filesystem, target = storage.resolve(f"{bucket}/{row.run}.zarr")
+            filesystem.put(row.uri, target, recursive=True)
+        write_catalogue(folder / CATALOGUES[S3], [replace(row, uri=f"{bucket}/{row.run}.zarr") for row in rows])
+        yield True
 
 
 def run(name: str, options: argparse.Namespace) -> Result:
@@ -258,14 +292,15 @@ class OurVisits(IterableDataset):  # type: ignore[type-arg]
         corners = draw_corners(rng, tomogram.shape, self.options.patch, points, self.options.per_visit)
         wanted = Preparation(row.contrast, row.voxel_angstrom)
         crops = [crop.astype(np.float16) for crop in read_crops(tomogram, row, corners, self.options.patch, wanted, scales)]
-        self.cache.note(row.run, Path(row.uri))
+        if storage.is_local(row.uri):
+            self.cache.note(row.run, Path(row.uri))
         numbers = (len(crops), tomogram.bytes_read, alone_bytes(tomogram, corners, self.options.patch, wanted))
         return torch.from_numpy(np.stack(crops)), numbers
 
 
 def ours(name: str, options: argparse.Namespace) -> Iterator[Visit]:
     """Yield visits of tomoray's reader."""
-    rows = read_catalogue(Path(options.folder) / ("ingested.parquet" if name == INGESTED else "mrc.parquet"))
+    rows = read_catalogue(Path(options.folder) / CATALOGUES[name])
     for _, numbers in DataLoader(OurVisits(rows, options), batch_size=None, num_workers=options.workers, multiprocessing_context=FORK):
         yield numbers
 
@@ -356,6 +391,7 @@ def under_ray(name: str, options: argparse.Namespace) -> Iterator[Visit]:
 CONTENDERS: dict[str, Callable[[str, argparse.Namespace], Iterator[Visit]]] = {
     INGESTED: ours,
     MRC: ours,
+    S3: ours,
     CACHE: monai_visits,
     INDICES: monai_visits,
     SMART: monai_visits,

@@ -17,11 +17,9 @@ import csv
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
-import numpy as np
-import ray
+from memory_use import KINDS, MemoryWatch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cluster"))
 
@@ -34,10 +32,6 @@ from tomoray.ensemble import ensemble_card
 from tomoray.formats.mrc import write_mrc
 from tomoray.jobs import PickJob
 from tomoray.results import committed
-
-import psutil  # type: ignore[import-untyped]  # isort: skip, ray brings it
-
-KINDS = ("driver_mb", "workers_mb", "largest_worker_mb", "object_store_mb")
 
 
 def main() -> None:
@@ -70,7 +64,7 @@ def run(rows: int, actors: int) -> list[dict[str, float]]:
             kill_driver(job, tables, folder / "pick.toml", tables=rows // 10)
             before = len(committed(tables))
             with session():
-                samples, seconds, failed = follow(job, tables, (before + rows // 4, before + rows // 2))
+                watch, seconds, failed = follow(job, tables, (before + rows // 4, before + rows // 2))
         names = {row.tomogram_id for row in read_catalogue(catalogue)}
         there = {path.name for path in Path(tables).iterdir()}
     lost = {name for name in names if name == "deadly" or name.startswith("corrupt")}
@@ -78,47 +72,18 @@ def run(rows: int, actors: int) -> list[dict[str, float]]:
     rate = (len(there) - before) / seconds
     print(f"{rows} rows: {before} before the driver was killed, then {rate:.1f} per second in {seconds:.0f} s;", end=" ")
     print("every readable one is there once, every other in the failures" if whole else f"WRONG: {sorted(failed ^ lost)[:5]}")
-    for kind in KINDS:
-        values = np.array([sample[kind] for sample in samples])
-        late = samples[len(samples) // 2 :]
-        slope = np.polyfit([s["done"] for s in late], [s[kind] for s in late], 1)[0] * 1000 if len(late) > 2 else float("nan")
-        print(f"  {kind:18} peak {values.max():8.0f}, {slope:+8.1f} per 1,000 tomograms in the second half")
-    return [{"rows": rows, **sample} for sample in samples]
+    watch.report("tomograms")
+    return [{"rows": rows, **sample} for sample in watch.samples]
 
 
-def follow(job: PickJob, tables: str, kills: tuple[int, ...]) -> tuple[list[dict[str, float]], float, set[str]]:
-    """Pick, measuring memory each second; return the samples, the seconds it took, and what failed."""
-    samples: list[dict[str, float]] = []
-    ended = threading.Event()
-    began = time.perf_counter()
-
-    def sample() -> None:
-        while not ended.wait(1.0):
-            samples.append({"seconds": time.perf_counter() - began, "done": len(committed(tables)), **memory()})
-
+def follow(job: PickJob, tables: str, kills: tuple[int, ...]) -> tuple[MemoryWatch, float, set[str]]:
+    """Pick, measuring memory; return the measurements, the seconds it took, and what failed."""
     killed: list[int] = []
-    threads = [threading.Thread(target=sample), threading.Thread(target=kill_actors, args=(tables, kills, killed), daemon=True)]
-    for thread in threads:
-        thread.start()
-    picked = pick_all(job)
-    ended.set()
-    threads[0].join()
+    threading.Thread(target=kill_actors, args=(tables, kills, killed), daemon=True).start()
+    with MemoryWatch(lambda: len(committed(tables))) as watch:
+        picked = pick_all(job)
     assert len(killed) == len(kills), "too few actors were killed"
-    return samples, picked.wall_s, {failure.tomogram_id for failure in picked.failures}
-
-
-def memory() -> dict[str, float]:
-    """Return megabytes: this process, Ray's workers together and the largest of them (without what they share), the object store."""
-    workers = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if process.name().startswith("ray::"):
-                used = process.memory_info()
-                workers.append((used.rss - used.shared) / 1e6)
-        except psutil.NoSuchProcess:  # ended while we looked
-            continue
-    store = ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0)
-    return dict(zip(KINDS, (psutil.Process().memory_info().rss / 1e6, sum(workers), max(workers, default=0.0), store / 1e6), strict=True))
+    return watch, picked.wall_s, {failure.tomogram_id for failure in picked.failures}
 
 
 if __name__ == "__main__":

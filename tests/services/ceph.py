@@ -42,7 +42,7 @@ mon initial members = a
 [osd.0]
 osd data = {folder}/osd
 osd objectstore = memstore
-memstore device bytes = 2147483648
+memstore device bytes = {disk_bytes}
 osd class load list = *
 [client.rgw]
 rgw data = {folder}/rgw
@@ -74,8 +74,8 @@ class S3Server:
 
 
 @contextmanager
-def ceph_gateway() -> Iterator[S3Server]:
-    """Yield a running server.
+def ceph_gateway(disk_bytes: int = 2**31) -> Iterator[S3Server]:
+    """Yield a running server with so much room.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def ceph_gateway() -> Iterator[S3Server]:
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_folder())
         port, mon_port = free_port(), free_port()
-        configured = ["-c", _configure(folder, port, mon_port)]
+        configured = ["-c", _configure(folder, port, mon_port, disk_bytes)]
         run([mon, *configured, "--mkfs", "-i", "a", "--monmap", f"{folder}/monmap", "--keyring", f"{folder}/keyring"])
         stack.enter_context(started([mon, *configured, "-i", "a", "-f"], folder)).wait_until(lambda: listens(mon_port))
         run([ceph, *configured, "osd", "create"])
@@ -101,14 +101,14 @@ def ceph_gateway() -> Iterator[S3Server]:
         yield server
 
 
-def _configure(folder: Path, port: int, mon_port: int) -> str:
+def _configure(folder: Path, port: int, mon_port: int, disk_bytes: int) -> str:
     """Write the configuration, keys and the map of monitors; return where the first is."""
     authtool, monmaptool = find_programs("ceph-authtool", "monmaptool")
     fsid, keyring = str(uuid.uuid4()), f"{folder}/keyring"
     for name in ("mon", "osd", "rgw"):
         (folder / name).mkdir()
     configuration = folder / "ceph.conf"
-    configuration.write_text(CONFIGURATION.format(fsid=fsid, folder=folder, port=port, mon_port=mon_port))
+    configuration.write_text(CONFIGURATION.format(fsid=fsid, folder=folder, port=port, mon_port=mon_port, disk_bytes=disk_bytes))
     run([authtool, "--create-keyring", keyring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"])
     for name in ("client.admin", "osd.0", "client.rgw"):
         run([authtool, keyring, "--gen-key", "-n", name, "--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mgr", "allow *"])

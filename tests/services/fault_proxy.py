@@ -1,6 +1,7 @@
 """A server's bad days: what stands between a client and a real server, and spoils some of what passes."""
 
 import contextlib
+import math
 import random
 import socket
 import threading
@@ -14,14 +15,18 @@ from urllib.parse import urlsplit
 
 REFUSALS = {"500": "InternalError", "503": "SlowDown"}
 DROP, CUT, AWAY = "drop", "cut", "away"
+PIECE = 2**18
 CUT_FROM_BYTES = 512  # shorter bodies are passed whole
 
 
 class FaultyProxy:
     """Passes requests on to a server, but for a share of them: `rates` says how often each of 500, 503 and `drop` befalls one.
 
-    `drop` hangs up without a word. What has befallen requests is counted in `seen`.
+    `drop` hangs up without a word. What has befallen requests is counted in `seen`. Answers come after `latency_s`, and each connection
+    carries no more than `bytes_per_s`; `passed_bytes` counts those of all.
     """
+
+    latency_s, bytes_per_s, passed_bytes = 0.0, math.inf, 0
 
     def __init__(self, target: str, rates: Mapping[str, float], seed: int = 0) -> None:
         self.target = urlsplit(target).netloc
@@ -54,6 +59,11 @@ class FaultyProxy:
         for connection in list(self._server.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def count(self, size: int) -> None:
+        """Add to the bytes that went to clients."""
+        with self._lock:
+            self.passed_bytes += size
 
     def next_fault(self) -> str:
         """Return what befalls a request; nothing mostly."""
@@ -130,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         return reply.status, headers, content
 
     def _send(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        proxy = self.server.proxy
+        time.sleep(proxy.latency_s)
         self.send_response_only(status)
         for name, value in headers.items():
             if name.lower() not in ("connection", "transfer-encoding", "content-length"):
@@ -139,9 +151,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if self.server.proxy.is_cut(content):
+        if proxy.is_cut(content):
             content, self.close_connection = content[: len(content) // 2], True
-        self.wfile.write(content)
+        for start in range(0, len(content), PIECE):
+            piece = content[start : start + PIECE]
+            self.wfile.write(piece)
+            proxy.count(len(piece))
+            time.sleep(len(piece) / proxy.bytes_per_s)
 
     def log_message(self, *_: object) -> None:
         pass
