@@ -6,7 +6,8 @@
 Tomograms of noise, ingested for such crops, lie on Ceph's gateway, which is started here with its disk in memory, behind a proxy that delays what
 it passes on. A step is a pause of `step-s`, so that the cores are left to server, proxy and readers, which on a real machine are elsewhere.
 Printed for each number of readers, far and near by turns: the share of the time between the tenth step and the last that was spent waiting
-for the next batch, and the bytes per second that it took.
+for the next batch, and the bytes per second that it took. At last the same with the fewest readers and a cache of chunks on this disk, twice: while
+it fills, and when it is full.
 """
 
 import os
@@ -63,6 +64,11 @@ def main() -> None:
                 for readers in options.readers:
                     for far in (True, False):
                         measure(rows, proxy, readers, far, options)
+            with tempfile.TemporaryDirectory() as folder:
+                os.environ["TOMORAY_CHUNK_CACHE"] = folder
+                with session():
+                    for _ in range(2):
+                        measure(rows, proxy, min(options.readers), True, options)
 
 
 def write(bucket: str, number: int, options: argparse.Namespace) -> CatalogueRow:

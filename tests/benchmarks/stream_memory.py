@@ -1,6 +1,6 @@
 """Whether streaming stays flat: crops of thousands of small tomograms on an S3 server, and the memory that this takes over time.
 
-    python tests/benchmarks/stream_memory.py [--rows 2000] [--passes 4] [--readers 4] [--output stream_memory.csv] [--plot stream_memory.png]
+    python tests/benchmarks/stream_memory.py [--rows 2000] [--passes 4] [--readers 4] [--output bench/stream_memory.csv] [--plot bench/stream_memory.png]
 
 The server is Ceph's gateway, started here with its disk in memory. Half of the tomograms are MRC files, half OME-Zarr as `tomoray ingest`
 writes it. Two streams, labelled and not, are taken side by side as co-training takes them, without a network. Printed: crops per second, and for
@@ -46,8 +46,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--passes", type=int, default=4)
     parser.add_argument("--readers", type=int, default=4, help="of each stream")
-    parser.add_argument("--output", default="stream_memory.csv")
-    parser.add_argument("--plot", default="stream_memory.png")
+    parser.add_argument("--output", default="bench/stream_memory.csv")
+    parser.add_argument("--plot", default="bench/stream_memory.png")
     options = parser.parse_args()
     print(machine("cpu", 1), flush=True)
     with ceph_gateway() as server:
@@ -58,6 +58,7 @@ def main() -> None:
         print(f"{options.rows} tomograms written", flush=True)
         with session():
             samples = stream(rows, options)
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     with Path(options.output).open("w", newline="") as file:
         table = csv.DictWriter(file, ("seconds", "done", *KINDS))
         table.writeheader()

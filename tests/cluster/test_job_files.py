@@ -34,7 +34,7 @@ JOURNEY = {  # in this order, since each takes what one before it has made
     "pick.toml": ("--tile-vox", "32"),
     "threshold.toml": (),
     "score.toml": (),
-    "simulate_crowded.toml": ("--shape-zyx", "[40,48,48]"),
+    "simulate_crowded.toml": ("--shape-zyx", "[56,96,96]"),  # with room for the ribosomes that its studies expect
     "index_crowded.toml": (),
     "simulate_study.toml": ("--shape-zyx", "[40,64,64]", "--per-um3", PER_UM3),
     "index_study.toml": (),
