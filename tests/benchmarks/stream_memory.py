@@ -1,6 +1,7 @@
 """Whether streaming stays flat: crops of thousands of small tomograms on an S3 server, and the memory that this takes over time.
 
-    python tests/benchmarks/stream_memory.py [--rows 2000] [--passes 4] [--readers 4] [--output bench/stream_memory.csv] [--plot bench/stream_memory.png]
+    python tests/benchmarks/stream_memory.py [--rows 2000] [--passes 4] [--readers 4] [--output bench/stream_memory.csv]
+                                             [--plot bench/stream_memory.png]
 
 The server is Ceph's gateway, started here with its disk in memory. Half of the tomograms are MRC files, half OME-Zarr as `tomoray ingest`
 writes it. Two streams, labelled and not, are taken side by side as co-training takes them, without a network. Printed: crops per second, and for

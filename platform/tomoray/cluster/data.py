@@ -141,6 +141,7 @@ def batches(crops: ray.data.Dataset | ray.data.DataIterator, settings: CropSetti
         prefetch_batches=2,
         drop_last=True,
         collate_fn=Collate(),
+        pin_memory=torch.cuda.is_available(),  # so that copies to a GPU need not be waited for
     )
 
 
