@@ -283,6 +283,8 @@ def _report(setup: Setup, method: Method, optimizer: torch.optim.Optimizer, sche
     setup.run.log(metrics, step=done * job.steps_per_epoch)
     with _checkpoint(setup, method, optimizer, schedule, card, done) if kept else nullcontext() as checkpoint:
         ray.train.report(metrics, checkpoint=checkpoint)
+    if kept:  # else Ray takes note of it within seconds, and what dies before that goes on from the one before
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
     _note(setup.folder, {"epoch": done, "loss": metrics["loss"], **({"kept": done, "val_f1": metrics["val_f1"]} if kept else {})})
 
 
