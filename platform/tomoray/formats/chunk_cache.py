@@ -87,7 +87,7 @@ def chunk_cache() -> ChunkCache | None:
     Raises
     ------
     ValueError
-        If the limit is not a positive number.
+        If the limit is not a positive number, or the folder cannot be had.
     """
     folder = os.environ.get(FOLDER)
     return _cache(folder, int(1e9 * storage.positive(LIMIT_GB, 50.0))) if folder else None
@@ -95,7 +95,14 @@ def chunk_cache() -> ChunkCache | None:
 
 @cache
 def _cache(folder: str, limit_bytes: int) -> ChunkCache:
-    return ChunkCache(storage.local_path(folder), limit_bytes)
+    path = storage.local_path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{FOLDER}={folder}: {error.strerror}; it must be a folder to write to: correct it in the environment, or leave it out"
+        ) from None
+    return ChunkCache(path, limit_bytes)
 
 
 def version_of(uri: storage.Uri) -> str | None:

@@ -200,15 +200,16 @@ class _ZarrVoxels:
     def _read(self, stored: Sequence[Any]) -> NDArray[Any]:
         """Return a box; what lies in one remote shard zarr would fetch chunk after chunk, so those come side by side, or from this node's cache."""
         cuts = [self._cut_at_chunks(part, size) for part, size in zip(stored, self.array.chunks, strict=True)]
-        few = math.prod(map(len, cuts)) <= CHUNKS_AT_ONCE
-        sharded = self.array.shards is not None and math.prod(map(len, cuts)) > 1
-        if storage.is_local(self.uri) or not few or not (sharded or self._cache):
+        chunks = math.prod(map(len, cuts))
+        in_shards = self.array.shards is not None and chunks > 1
+        if storage.is_local(self.uri) or chunks > CHUNKS_AT_ONCE or not (in_shards or self._cache):
             return np.asarray(self.array[tuple(stored)])
         spans = [part for part in stored if isinstance(part, slice)]
         values = np.empty([span.stop - span.start for span in spans], self.dtype)
         pieces = list(itertools.product(*cuts))
-        with ThreadPoolExecutor(len(pieces)) as pool:
-            for piece, part in zip(pieces, pool.map(self._read_cached if self._cache else self.array.__getitem__, pieces), strict=True):
+        fetch = self._read_cached if self._cache else self.array.__getitem__
+        with ThreadPoolExecutor(chunks) as pool:
+            for piece, part in zip(pieces, pool.map(fetch, pieces), strict=True):
                 inner = [one for one in piece if isinstance(one, slice)]
                 values[tuple(slice(i.start - s.start, i.stop - s.start) for i, s in zip(inner, spans, strict=True))] = part
         return values
@@ -233,11 +234,9 @@ class _ZarrVoxels:
         if data is None:
             data = np.asarray(self.array[tuple(map(slice, starts, ends))]).tobytes()
             kept.put(key, data)
-        inner = (
-            part - start if isinstance(part, int) else slice(part.start - start, part.stop - start) for part, start in zip(piece, starts, strict=True)
-        )
-        part: NDArray[Any] = np.frombuffer(data, self.dtype).reshape(shape)[tuple(inner)]
-        return part
+        inner = [p - start if isinstance(p, int) else slice(p.start - start, p.stop - start) for p, start in zip(piece, starts, strict=True)]
+        values: NDArray[Any] = np.frombuffer(data, self.dtype).reshape(shape)[tuple(inner)]
+        return values
 
     def _cut_at_chunks(self, part: Any, size: int) -> list[Any]:
         if isinstance(part, int):

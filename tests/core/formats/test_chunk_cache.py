@@ -99,9 +99,12 @@ def test_files_cut_short_and_full_disks_cost_a_fetch_only(tmp_path: Path, monkey
     assert [path.name for path in files(tmp_path)] == [cache._path("a").name]
 
 
-def test_a_limit_that_is_no_number_is_refused(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_environment_gets_wrong_is_said(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_ome_zarr(f"{s3_bucket}/a.zarr", Tomogram("a", VALUES, (10.0,) * 3), chunk_vox=16)
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(FOLDER, str(tmp_path / "file"))
+    with pytest.raises(ValueError, match=r"TOMORAY_CHUNK_CACHE=.*/file: File exists; it must be a folder to write to"):
+        open_tomogram(f"{s3_bucket}/a.zarr").read(BOX)
     monkeypatch.setenv(LIMIT_GB, "50 GB")
     with pytest.raises(ValueError, match="TOMORAY_CHUNK_CACHE_GB=50 GB: it must be a positive number; correct it in the environment"):
         open_tomogram(f"{s3_bucket}/a.zarr").read(BOX)
