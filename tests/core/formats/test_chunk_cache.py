@@ -23,7 +23,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_no_chunk_is_fetched_twice(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a chunk at the volume's end kept with the size of the others, which is then never found."""
+    """Planted: a chunk at the end of the volume taken to be as large as the others."""
     for kind, options in KINDS.items():
         write_ome_zarr(f"{s3_bucket}/{kind}.zarr", Tomogram("a", VALUES, (10.0,) * 3), **options)  # type: ignore[arg-type]
         monkeypatch.setenv(FOLDER, str(tmp_path / kind))
