@@ -1,13 +1,13 @@
 """How long training waits for its crops where storage is far: behind 50 ms of latency, and 50 MB/s for each connection.
 
-    python tests/benchmarks/slow_storage.py [--latency-s 0.05] [--mb-per-s 50] [--step-s 0.2] [--steps 100] [--batch 4] [--patch 96]
-                                            [--per-visit 16] [--readers 2 4 8] [--tomograms 4] [--shape 184 630 630]
+    python tests/benchmarks/slow_storage.py [--latency-s 0.05] [--mb-per-s 50] [--step-s 0.2] [--steps 100] [--batch 1 4] [--patch 96]
+                                            [--per-visit 16] [--readers 2] [--tomograms 4] [--shape 184 630 630]
 
 Tomograms of noise, ingested for such crops, lie on Ceph's gateway, which is started here with its disk in memory, behind a proxy that delays what
-it passes on. A step is a pause of `step-s`, so that the cores are left to server, proxy and readers, which on a real machine are elsewhere.
-Printed for each number of readers, far and near by turns: the share of the time between the tenth step and the last that was spent waiting
-for the next batch, and the bytes per second that it took. At last the same with the fewest readers and a cache of chunks on this disk, twice: while
-it fills, and when it is full.
+it passes on. A step is a pause of `step-s`, so that the cores are left to server, proxy and readers, of which a real machine has only the last.
+Printed for each size of batch, far and near by turns: the share of the time between the tenth step and the last that was spent waiting for the
+next batch, the crops per second that steps took, and the bytes per second that were read meanwhile: the stream does not end before the steps
+do. At last the same, far, with a cache of chunks on this disk, twice: while it fills, and when it is full.
 """
 
 import os
@@ -37,7 +37,9 @@ from tomoray.ingest import ChunkLayout, ingest_tomogram
 from tomoray.jobs import CropSettings
 from tomoray.tomogram import Particle, Tomogram
 
-VOXEL, FIRST = 10.0, 10  # steps that are not counted: what a stream needs until it flows
+VOXEL = 10.0
+FIRST = 10  # steps that are not counted: what a stream needs until it flows
+LONGER = 4  # times as many crops as are taken, so that reading goes on while they are
 
 
 def main() -> None:
@@ -46,10 +48,10 @@ def main() -> None:
     parser.add_argument("--mb-per-s", type=float, default=50.0)
     parser.add_argument("--step-s", type=float, default=0.2)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--per-visit", type=int, default=16)
-    parser.add_argument("--readers", type=int, nargs="+", default=[2, 4, 8])
+    parser.add_argument("--readers", type=int, default=2)
     parser.add_argument("--tomograms", type=int, default=4)
     parser.add_argument("--shape", type=int, nargs=3, default=(184, 630, 630))
     options = parser.parse_args()
@@ -60,15 +62,13 @@ def main() -> None:
         rows = tuple(write(bucket, number, options) for number in range(options.tomograms))
         with faulty_proxy(server.address) as proxy:
             os.environ["AWS_ENDPOINT_URL"] = proxy.address
-            with session():
-                for readers in options.readers:
-                    for far in (True, False):
-                        measure(rows, proxy, readers, far, options)
+            for batch in options.batch:
+                for far in (True, False):
+                    measure(rows, proxy, batch, far, options)
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["TOMORAY_CHUNK_CACHE"] = folder
-                with session():
-                    for _ in range(2):
-                        measure(rows, proxy, min(options.readers), True, options)
+                for _ in range(2):
+                    measure(rows, proxy, max(options.batch), True, options)
 
 
 def write(bucket: str, number: int, options: argparse.Namespace) -> CatalogueRow:
@@ -82,24 +82,26 @@ def write(bucket: str, number: int, options: argparse.Namespace) -> CatalogueRow
         return ingest_tomogram(row, f"{bucket}/ingested", ChunkLayout.for_crops(options.patch))[0]
 
 
-def measure(rows: tuple[CatalogueRow, ...], proxy: FaultyProxy, readers: int, far: bool, options: argparse.Namespace) -> None:
+def measure(rows: tuple[CatalogueRow, ...], proxy: FaultyProxy, batch: int, far: bool, options: argparse.Namespace) -> None:
     """Take as many steps as asked for, and print how long they waited."""
     proxy.latency_s, proxy.bytes_per_s = (options.latency_s, 1e6 * options.mb_per_s) if far else (0.0, np.inf)
-    settings = CropSettings(patch_vox=options.patch, per_visit=options.per_visit, readers=readers)
+    settings = CropSettings(patch_vox=options.patch, per_visit=options.per_visit, readers=options.readers)
     source = CropSource(rows, (Particle("particle", VOXEL),), VOXEL, "dark", settings, seed=0, labelled=False)
-    visits = (options.steps + 2) * options.batch // settings.per_visit + settings.shuffle_crops // settings.per_visit + 1
-    crops = iter(batches(crop_stream(source, lambda: (0, visits))(), settings, options.batch, seed=0))
+    visits = LONGER * (options.steps * batch + settings.shuffle_crops) // settings.per_visit
     waited, began, passed = 0.0, 0.0, 0
-    for step in range(options.steps):
-        asked = time.perf_counter()
-        next(crops)
-        waited += time.perf_counter() - asked
-        if step == FIRST - 1:
-            waited, began, passed = 0.0, time.perf_counter(), proxy.passed_bytes
-        time.sleep(options.step_s)
-    seconds = time.perf_counter() - began
-    where, rate = "far" if far else "near", (proxy.passed_bytes - passed) / seconds / 1e6
-    print(f"{readers} readers, {where}: waiting {100 * waited / seconds:.1f} % of {seconds:.0f} s, {rate:.0f} MB/s", flush=True)
+    with session():
+        crops = iter(batches(crop_stream(source, lambda: (0, visits))(), settings, batch, seed=0))
+        for step in range(options.steps):
+            asked = time.perf_counter()
+            next(crops)
+            waited += time.perf_counter() - asked
+            if step == FIRST - 1:
+                waited, began, passed = 0.0, time.perf_counter(), proxy.passed_bytes
+            time.sleep(options.step_s)
+        seconds, read = time.perf_counter() - began, proxy.passed_bytes - passed
+    where = ("far" if far else "near") + (", with a cache" if os.environ.get("TOMORAY_CHUNK_CACHE") else "")
+    rate = (options.steps - FIRST) * batch / seconds
+    print(f"batch of {batch}, {where}: waiting {100 * waited / seconds:.1f} %, {rate:.1f} crops/s, {read / seconds / 1e6:.0f} MB/s", flush=True)
 
 
 if __name__ == "__main__":
