@@ -84,7 +84,7 @@ def test_a_bad_day_of_the_server_costs_no_tomogram(ceph: S3Server, ceph_bucket: 
 
 @pytest.mark.timeout(1200)
 def test_a_bad_day_of_the_server_changes_nothing_in_training(ceph: S3Server, ceph_bucket: str, catalogue: str, tracking: str, tmp_path: Path) -> None:
-    """Every epoch is trained once, with the same losses to the last bit. Planted: blocks passed on as they are ready."""
+    """Every epoch is trained once, with the same losses to the last bit."""
     rows = []
     for number, local in enumerate(read_catalogue(catalogue)):
         tomogram = open_tomogram(local.uri, name=local.run)
