@@ -1,11 +1,13 @@
 """Networks: the published size, every input size, how far they see, and how logits become scores."""
 
 import math
+import weakref
 
 import pytest
 import torch
 
 from tomoray.networks import NETWORKS, AsymmetricUNet, Picker, build_network
+from tomoray.networks.unet import Decoder
 
 
 def test_full_width_is_the_published_network() -> None:
@@ -42,6 +44,29 @@ def test_smaller_networks_keep_their_interface(width: int, blocks: tuple[int, ..
     volume = torch.randn(2, 1, 24, 16, 32)
     assert network(volume).shape == (2, classes, 12, 8, 16)
     assert [m.shape[1] for m in network.features(volume)] == [width, *(width * 2**stage for stage in range(len(blocks)))]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
+def test_what_is_joined_lies_in_memory_as_the_skip_does(layout: torch.memory_format) -> None:
+    """Planted: raised features in the layout in which 1^3 convolutions leave them, so that every later map was copied."""
+    decoder = Decoder(deep=4, skip=6, outputs=3)
+    deep, skip = (torch.randn(1, channels, *shape).contiguous(memory_format=layout) for channels, shape in ((4, (3, 4, 2)), (6, (6, 7, 4))))
+    joined = decoder.join(deep, skip)
+    assert joined.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(joined[:, 3:], skip)
+    torch.testing.assert_close(joined[..., ::2, ::2, ::2][:, :3], decoder.narrow(deep))
+
+
+def test_maps_are_let_go_of_once_they_are_joined() -> None:
+    """At half resolution what is joined is as large as all else of a pass. Planted: one forward that joins and mixes."""
+    network = AsymmetricUNet(classes=3, width=8, blocks=(1, 1)).eval()
+    stem: list[weakref.ref[torch.Tensor]] = []
+    gone: list[bool] = []
+    network.stem.register_forward_hook(lambda _module, _inputs, output: stem.append(weakref.ref(output)))
+    network.decoders[-1].mix.register_forward_pre_hook(lambda _module, _inputs: gone.append(stem[0]() is None))
+    with torch.inference_mode():
+        network(torch.randn(1, 1, 24, 16, 32))
+    assert gone == [True]
 
 
 def faces_seen(blocks: tuple[int, ...], size: int) -> list[bool]:

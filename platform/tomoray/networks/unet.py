@@ -54,10 +54,17 @@ class Decoder(nn.Module):
         self.narrow = nn.Conv3d(deep, outputs, 1)
         self.mix = nn.Sequential(convolution(outputs + skip, outputs), convolution(outputs, outputs))
 
-    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, deep: Tensor, skips: list[Tensor]) -> Tensor:
+        """Return deep features mixed with the last of some skip connections, which is taken off the list: nobody need hold it meanwhile."""
+        return self.mix(self.join(deep, skips.pop()))  # type: ignore[no-any-return]
+
+    def join(self, deep: Tensor, skip: Tensor) -> Tensor:
+        """Return deep features at the size of a skip connection, and the skip behind them."""
+        narrow = self.narrow(deep)
+        if skip.is_contiguous(memory_format=torch.channels_last_3d):  # which 1^3 convolutions do not keep, and all after them would copy
+            narrow = narrow.contiguous(memory_format=torch.channels_last_3d)
         # to the skip's own size: padding instead, as FlexibleUNet does, fails on sizes like 90 (45, 23, 12, 6, 3)
-        raised = F.interpolate(self.narrow(deep), size=skip.shape[2:], mode="nearest")
-        return self.mix(torch.cat([raised, skip], dim=1))  # type: ignore[no-any-return]
+        return torch.cat([F.interpolate(narrow, size=skip.shape[2:], mode="nearest"), skip], dim=1)
 
 
 class ResidualEncoder(nn.Module):
@@ -119,7 +126,8 @@ class AsymmetricUNet(ResidualEncoder):
 
     def forward(self, volume: Tensor) -> Tensor:
         """Return logits `(b, classes, d / 2, h / 2, w / 2)` (rounded up) of `(b, 1, d, h, w)`."""
-        *skips, x = self.features(volume)
-        for decoder, skip in zip(self.decoders, reversed(skips), strict=True):
-            x = decoder(x, skip)
+        maps = self.features(volume)
+        x = maps.pop()
+        for decoder in self.decoders:
+            x = decoder(x, maps)
         return self.head(x)  # type: ignore[no-any-return]
