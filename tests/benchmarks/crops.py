@@ -58,7 +58,7 @@ from tomoray.formats.mrc import write_mrc
 from tomoray.index import Intensities
 from tomoray.ingest import ChunkLayout, ingest_tomogram
 from tomoray.patches import cut, draw_corners
-from tomoray.preprocessing import Preparation
+from tomoray.preprocessing import Preparation, as_half
 from tomoray.tomogram import Particle, Picks, Tomogram
 
 FORK = "fork"  # what DataLoader does by itself on Linux, but not in a process that was spawned: caches are shared, not copied
@@ -291,7 +291,7 @@ class OurVisits(IterableDataset):  # type: ignore[type-arg]
         points = np.column_stack([np.zeros(len(picks)), picks.positions_zyx / VOXEL])
         corners = draw_corners(rng, tomogram.shape, self.options.patch, points, self.options.per_visit)
         wanted = Preparation(row.contrast, row.voxel_angstrom)
-        crops = [crop.astype(np.float16) for crop in read_crops(tomogram, row, corners, self.options.patch, wanted, scales)]
+        crops = [as_half(crop) for crop in read_crops(tomogram, row, corners, self.options.patch, wanted, scales)]
         if storage.is_local(row.uri):
             self.cache.note(row.run, Path(row.uri))
         numbers = (len(crops), tomogram.bytes_read, alone_bytes(tomogram, corners, self.options.patch, wanted))
@@ -322,7 +322,7 @@ class Mapped(Dataset):  # type: ignore[type-arg]
         points = np.column_stack([np.zeros(len(picks)), picks.positions_zyx / VOXEL])
         corners = draw_corners(np.random.default_rng(), volume.shape, self.options.patch, points, self.options.per_visit)
         self.cache.note(row.run, file)
-        return torch.from_numpy(np.stack([cut(volume, corner, self.options.patch).astype(np.float16) for corner in corners]))
+        return torch.from_numpy(np.stack([as_half(cut(volume, corner, self.options.patch)) for corner in corners]))
 
 
 def mapped(name: str, options: argparse.Namespace) -> Iterator[Visit]:

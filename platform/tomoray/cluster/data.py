@@ -30,7 +30,7 @@ from tomoray.crops import Scales, read_crops
 from tomoray.formats import open_tomogram
 from tomoray.jobs import CropSettings
 from tomoray.patches import draw_corners, grid_walk, particle_points, points_near
-from tomoray.preprocessing import Preparation
+from tomoray.preprocessing import Preparation, as_half
 from tomoray.targets import reach_vox
 from tomoray.tomogram import Contrast, Particle
 
@@ -106,7 +106,7 @@ def pay_visit(source: CropSource, visit: int, index: int) -> tuple[list[NDArray[
     points = particle_points(read_row_picks(row), source.particles, wanted.voxel_angstrom(tomogram)) if source.labelled else np.empty((0, 4))
     corners = visit_corners(source, visit, index, wanted.shape(tomogram), points)
     crops = read_crops(tomogram, row, corners, source.crops.patch_vox, wanted, SCALES)
-    return [crop.astype(np.float16) for crop in crops], corners, points
+    return [as_half(crop) for crop in crops], corners, points
 
 
 def visit_corners(source: CropSource, visit: int, index: int, shape: Sequence[int], points: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from tomoray.inference import trusted
 from tomoray.jobs import PickJob
 from tomoray.memory import keep_freed_memory, memory_budget
 from tomoray.picking import pick
-from tomoray.preprocessing import prepare
+from tomoray.preprocessing import as_half, prepare
 from tomoray.results import table_uri
 from tomoray.tiles import Window
 from tomoray.tomogram import FormatError, Tomogram
@@ -53,7 +53,7 @@ def read(row: dict[str, Any], *, card: Card, permissive: bool) -> dict[str, Any]
         )
     except (FormatError, OSError) as reason:
         error = str(reason)
-    prepared = {"volume": volume.astype(np.float16), "voxel_angstrom": np.array(voxel), "catalogued_angstrom": float(row["voxel_angstrom"])}
+    prepared = {"volume": as_half(volume), "voxel_angstrom": np.array(voxel), "catalogued_angstrom": float(row["voxel_angstrom"])}
     identity = {"tomogram_id": str(row["tomogram_id"]), "run": str(row["run"]), "error": error}
     return {**identity, **prepared, "values_bytes": values_bytes, "read_s": time.perf_counter() - began}
 

@@ -6,16 +6,9 @@ translation, which the transformations of the whole multiscale follow.
 
 from __future__ import annotations
 
-import gzip
-import itertools
-import lzma
 import math
 import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,15 +16,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from tomoray import storage
-from tomoray.formats.checks import agreed_voxel_size, box_bounds, check_fits_memory
-from tomoray.formats.chunk_cache import ChunkCache, chunk_cache, version_of
-from tomoray.tomogram import Box, FormatError, Tomogram, Triple
-
-CHUNKS_AT_ONCE = 64  # in one box; larger ones are left to zarr, which fetches whole shards where it can
+from tomoray.formats.checks import agreed_voxel_size, check_fits_memory
+from tomoray.formats.zarr_voxels import ZarrVoxels
+from tomoray.tomogram import FormatError, Tomogram, Triple
 
 _ANGSTROM = {"angstrom": 1.0, "picometer": 0.01, "nanometer": 10.0, "micrometer": 1e4}
 _MOST_CHUNKS = 4_000_000  # which are counted one by one; a tomogram of 4,000 voxels cubed has so many of 25 voxels cubed
-_UNDECODABLE = (RuntimeError, ValueError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)  # what zarr's codecs raise, one by one
 
 
 class _Axis(BaseModel):
@@ -76,13 +66,13 @@ def open_ome_zarr(uri: storage.Uri, *, name: str, voxel_angstrom: float | None =
         array = _open_array(uri, "0")
         if voxel_angstrom is None:
             raise FormatError(f"{where}: the folder has no OME multiscales metadata, so neither axes nor voxel size are known: give voxel_angstrom")
-        return Tomogram(name, _ZarrVoxels(where, array, (0, 1, 2)), agreed_voxel_size(where, None, voxel_angstrom), uri=where)
+        return Tomogram(name, ZarrVoxels(where, array, (0, 1, 2)), agreed_voxel_size(where, None, voxel_angstrom), uri=where)
     if not 0 <= level < len(image.levels):
         raise FormatError(f"{where}: level {level} was asked for; the image has {len(image.levels)}, counted from 0: ask for one of these")
     array = _open_array(uri, image.levels[level].path)
     zyx_axes = _zyx_axes(where, image.axes, array.shape)
     voxel, origin = _geometry(where, image, level, zyx_axes, permissive)
-    return Tomogram(name, _ZarrVoxels(where, array, zyx_axes), agreed_voxel_size(where, voxel, voxel_angstrom), origin, where)
+    return Tomogram(name, ZarrVoxels(where, array, zyx_axes), agreed_voxel_size(where, voxel, voxel_angstrom), origin, where)
 
 
 def write_ome_zarr(
@@ -146,134 +136,6 @@ def _create_array(group: Any, level: int, shape: Sequence[int], dtype: np.dtype[
         dimension_names=None if old else ["z", "y", "x"],
         config={"write_empty_chunks": True},
     )
-
-
-@dataclass
-class _ZarrVoxels:
-    """Values of a zarr array, read box by box, with its axes brought into the order z, y, x."""
-
-    uri: str
-    array: Any
-    zyx_axes: tuple[int, int, int]
-    counted: bool = field(default=False, compare=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.array.shape[axis] for axis in self.zyx_axes)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = self.array.dtype
-        return dtype
-
-    def __getitem__(self, box: Box, /) -> NDArray[Any]:
-        bounds = box_bounds(self.uri, box, self.shape)
-        check_fits_memory(self.uri, math.prod(stop - start for start, stop in bounds) * self.dtype.itemsize)
-        if not self.counted:
-            self.counted = True
-            self._warn_of_absent_chunks()
-        stored: list[Any] = [0] * self.array.ndim  # axes of length one beside z, y and x
-        for axis, (start, stop) in zip(self.zyx_axes, bounds, strict=True):
-            stored[axis] = slice(start, stop)
-        with storage.plain_errors(self.uri):
-            try:
-                values = self._read(stored)
-            except _UNDECODABLE as error:
-                chunk = self._first_broken_chunk(stored)
-                if chunk is None:
-                    raise
-                raise FormatError(f"{self.uri}: chunk {chunk} cannot be decoded ({error}); the file is damaged: fetch or write it again") from None
-        return values.transpose([sorted(self.zyx_axes).index(axis) for axis in self.zyx_axes])
-
-    def bytes_of(self, box: Box, /) -> int:
-        """Return how many bytes the chunks hold that a box touches, before compression."""
-        bounds = box_bounds(self.uri, box, self.shape)
-        chunks: list[int] = [self.array.chunks[axis] for axis in self.zyx_axes]
-        touched = (-(-stop // size) - start // size if stop > start else 0 for (start, stop), size in zip(bounds, chunks, strict=True))
-        return math.prod(touched) * math.prod(chunks) * int(self.dtype.itemsize)
-
-    @property
-    def bytes_read(self) -> int:
-        """How many bytes the store has handed out so far, compressed as they lie there."""
-        return int(self.array.store.bytes_read)
-
-    def _read(self, stored: Sequence[Any]) -> NDArray[Any]:
-        """Return a box; what lies in one remote shard zarr would fetch chunk after chunk, so those come side by side, or from this node's cache."""
-        cuts = [self._cut_at_chunks(part, size) for part, size in zip(stored, self.array.chunks, strict=True)]
-        chunks = math.prod(map(len, cuts))
-        in_shards = self.array.shards is not None and chunks > 1
-        if storage.is_local(self.uri) or chunks > CHUNKS_AT_ONCE or not (in_shards or self._cache):
-            return np.asarray(self.array[tuple(stored)])
-        spans = [part for part in stored if isinstance(part, slice)]
-        values = np.empty([span.stop - span.start for span in spans], self.dtype)
-        pieces = list(itertools.product(*cuts))
-        fetch = self._read_cached if self._cache else self.array.__getitem__
-        with ThreadPoolExecutor(chunks) as pool:
-            for piece, part in zip(pieces, pool.map(fetch, pieces), strict=True):
-                inner = [one for one in piece if isinstance(one, slice)]
-                values[tuple(slice(i.start - s.start, i.stop - s.start) for i, s in zip(inner, spans, strict=True))] = part
-        return values
-
-    @cached_property
-    def _cache(self) -> tuple[ChunkCache, str] | None:
-        """The cache of chunks and what its keys begin with, where there is one and the server tells versions apart."""
-        kept = chunk_cache()
-        metadata = storage.join(self.uri, self.array.path, "zarr.json" if self.array.metadata.zarr_format == 3 else ".zarray")
-        version = version_of(metadata) if kept else None
-        return (kept, f"{metadata} {version}") if kept and version else None
-
-    def _read_cached(self, piece: Sequence[Any]) -> NDArray[Any]:
-        """Return a part of one chunk, of which the cache keeps the whole."""
-        assert self._cache is not None, "whoever calls has looked"
-        kept, name = self._cache
-        starts = [(part if isinstance(part, int) else part.start) // size * size for part, size in zip(piece, self.array.chunks, strict=True)]
-        ends = [min(start + size, length) for start, size, length in zip(starts, self.array.chunks, self.array.shape, strict=True)]
-        shape = [end - start for start, end in zip(starts, ends, strict=True)]
-        key = f"{name} {starts}"
-        data = kept.get(key, math.prod(shape) * self.dtype.itemsize)
-        if data is None:
-            data = np.asarray(self.array[tuple(map(slice, starts, ends))]).tobytes()
-            kept.put(key, data)
-        inner = [p - start if isinstance(p, int) else slice(p.start - start, p.stop - start) for p, start in zip(piece, starts, strict=True)]
-        values: NDArray[Any] = np.frombuffer(data, self.dtype).reshape(shape)[tuple(inner)]
-        return values
-
-    def _cut_at_chunks(self, part: Any, size: int) -> list[Any]:
-        if isinstance(part, int):
-            return [part]
-        edges = [part.start, *range((part.start // size + 1) * size, part.stop, size), part.stop]
-        return [slice(low, high) for low, high in itertools.pairwise(edges)]
-
-    def _warn_of_absent_chunks(self) -> None:
-        if storage.protocol(self.uri) in ("http", "https"):  # no listing there
-            return
-        what, per_object = ("chunks", 1) if self.array.shards is None else ("shards", math.prod(self._grid) // math.prod(self.array.chunks))
-        objects = math.prod(-(-length // size) for length, size in zip(self.array.shape, self._grid, strict=True))
-        with storage.plain_errors(self.uri):
-            absent = objects - self.array.nchunks_initialized // per_object
-        if absent:
-            text = (
-                f"{self.uri}: {absent} of {objects} {what} of array {self.array.path!r} are absent and read as "
-                f"{self.array.fill_value}; particles there cannot be found: fetch the file again unless its writer leaves out empty chunks"
-            )
-            warnings.warn(text, UserWarning, stacklevel=4)
-
-    def _first_broken_chunk(self, stored: Sequence[Any]) -> str | None:
-        """Return the name of the first chunk of a box that cannot be decoded by itself."""
-        for index in self._chunks_of(stored):
-            try:
-                self.array[tuple(slice(i * size, (i + 1) * size) for i, size in zip(index, self._grid, strict=True))]
-            except _UNDECODABLE:
-                return storage.join(self.array.path, self.array.metadata.encode_chunk_key(index))
-        return None
-
-    @property
-    def _grid(self) -> tuple[int, ...]:
-        return tuple(self.array.shards or self.array.chunks)
-
-    def _chunks_of(self, stored: Sequence[Any]) -> Iterator[tuple[int, ...]]:
-        spans = [slice(part, part + 1) if isinstance(part, int) else part for part in stored]
-        return itertools.product(*(range(span.start // size, -(-span.stop // size)) for span, size in zip(spans, self._grid, strict=True)))
 
 
 def _open_store(uri: storage.Uri) -> Any:
