@@ -1,6 +1,6 @@
 """Whether streaming stays flat: crops of thousands of small tomograms on an S3 server, and the memory that this takes over time.
 
-    python tests/benchmarks/stream_memory.py [--rows 2000] [--passes 4] [--readers 4] [--output bench/stream_memory.csv]
+    python tests/benchmarks/stream_memory.py [--rows 2000] [--passes 1] [--readers 4] [--output bench/stream_memory.csv]
                                              [--plot bench/stream_memory.png]
 
 The server is Ceph's gateway, started here with its disk in memory. Half of the tomograms are MRC files, half OME-Zarr as `tomoray ingest`
@@ -40,12 +40,13 @@ from tomoray.tomogram import Particle, Picks, Tomogram
 
 SHAPE, VOXEL, PARTICLES, BATCH = (48, 64, 64), 10.0, 20, 8
 SETTINGS = {"patch_vox": 32, "per_visit": 8}
+TOLD = 4000  # crops between two lines that say how far it is
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--passes", type=int, default=4)
+    parser.add_argument("--passes", type=int, default=1)
     parser.add_argument("--readers", type=int, default=4, help="of each stream")
     parser.add_argument("--output", default="bench/stream_memory.csv")
     parser.add_argument("--plot", default="bench/stream_memory.png")
@@ -91,6 +92,8 @@ def stream(rows: tuple[CatalogueRow, ...], options: argparse.Namespace) -> list[
     with MemoryWatch(lambda: seen // SETTINGS["per_visit"]) as watch:
         for pair in zip(*(batches(crop_stream(source, lambda: (0, visits))(), settings, BATCH, seed=0) for source in sources), strict=True):
             seen += sum(len(batch["volume"]) for batch in pair)
+            if seen % TOLD < 2 * BATCH:
+                print(f"  {seen} crops, {time.perf_counter() - began:.0f} s", flush=True)
     seconds = time.perf_counter() - began
     assert seen == 2 * visits * SETTINGS["per_visit"]
     print(f"{2 * visits} visits, {seen} crops, {seen / seconds:.0f} crops/s, {seconds:.0f} s")
