@@ -41,7 +41,7 @@ test-slow: $(VENV)/.installed ## long studies, large volumes, nodes that are los
 
 bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 bench: $(VENV)/.installed ## every speed as a ratio, on an idle machine, for more than an hour
-	for name in ceilings picking find_peaks co_training_step ray_share pick_pipeline crops slow_storage stream_memory shuffle; do \
+	for name in ceilings picking find_peaks co_training_step ray_share pick_pipeline pick_many crops slow_storage stream_memory shuffle; do \
 	    echo "== $$name"; $(BIN)/python tests/benchmarks/$$name.py || exit 1; done
 
 clean: ## remove the environment and the demo

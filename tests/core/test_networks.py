@@ -6,8 +6,8 @@ import weakref
 import pytest
 import torch
 
-from tomoray.networks import NETWORKS, AsymmetricUNet, Picker, build_network
-from tomoray.networks.unet import Decoder
+from tomoray.networks import NETWORKS, AsymmetricUNet, Picker, build_network, unet
+from tomoray.networks.unet import join
 
 
 def test_full_width_is_the_published_network() -> None:
@@ -47,23 +47,48 @@ def test_smaller_networks_keep_their_interface(width: int, blocks: tuple[int, ..
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last_3d, torch.contiguous_format])
-def test_what_is_joined_lies_in_memory_as_the_skip_does(layout: torch.memory_format) -> None:
-    """Planted: raised features in the layout in which 1^3 convolutions leave them, so that every later map was copied."""
-    decoder = Decoder(deep=4, skip=6, outputs=3)
-    deep, skip = (torch.randn(1, channels, *shape).contiguous(memory_format=layout) for channels, shape in ((4, (3, 4, 2)), (6, (6, 7, 4))))
-    joined = decoder.join(deep, skip)
-    assert joined.is_contiguous(memory_format=layout)
-    torch.testing.assert_close(joined[:, 3:], skip)
-    torch.testing.assert_close(joined[..., ::2, ::2, ::2][:, :3], decoder.narrow(deep))
+def test_what_is_joined_lies_in_memory_as_the_skip_does(layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one piece and in slabs. Planted: raised features in the layout in which 1^3 convolutions leave them, so that all maps were copied."""
+    joined: list[torch.Tensor] = []
+
+    def noting(narrow: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        joined.append(join(narrow, skip))
+        return joined[-1]
+
+    monkeypatch.setattr(unet, "join", noting)
+    decoder = unet.Decoder(deep=4, skip=6, outputs=3).eval()
+    for depth, pieces in ((7, 1), (70, 3)):
+        deep, skip = (
+            torch.randn(1, channels, *shape).contiguous(memory_format=layout) for channels, shape in ((4, (depth, 4, 2)), (6, (depth, 7, 4)))
+        )
+        with torch.inference_mode():
+            decoder(deep, [skip])
+        assert [one.is_contiguous(memory_format=layout) for one in joined] == [True] * pieces
+        joined.clear()
+
+
+@pytest.mark.parametrize("depths", [(64, 32), (65, 33), (71, 36), (96, 48), (127, 64), (131, 66)])
+def test_slabs_give_what_one_piece_gives(depths: tuple[int, int]) -> None:
+    """Planted: slabs without a plane more on either side; raised planes counted from where a slab begins."""
+    torch.manual_seed(0)
+    decoder = unet.Decoder(deep=4, skip=6, outputs=3).eval()
+    skip, deep = torch.randn(2, 6, depths[0], 9, 8), torch.randn(2, 4, depths[1], 5, 4)
+    whole = decoder(deep, [skip])  # with gradients, so in one piece
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(deep, [skip]), whole.detach())
+        normed = decoder.train()(deep, [skip])
+    torch.testing.assert_close(normed, decoder(deep, [skip]).detach(), msg="batch norms that learn must see the whole")
 
 
 def test_maps_are_let_go_of_once_they_are_joined() -> None:
-    """At half resolution what is joined is as large as all else of a pass. Planted: one forward that joins and mixes."""
+    """At half resolution what is joined is as large as all else of a pass. Planted: a skip that is held until all is mixed."""
     network = AsymmetricUNet(classes=3, width=8, blocks=(1, 1)).eval()
     stem: list[weakref.ref[torch.Tensor]] = []
     gone: list[bool] = []
     network.stem.register_forward_hook(lambda _module, _inputs, output: stem.append(weakref.ref(output)))
-    network.decoders[-1].mix.register_forward_pre_hook(lambda _module, _inputs: gone.append(stem[0]() is None))
+    last = network.decoders[-1].mix
+    assert isinstance(last, torch.nn.Sequential)
+    last[1].register_forward_pre_hook(lambda _module, _inputs: gone.append(stem[0]() is None))
     with torch.inference_mode():
         network(torch.randn(1, 1, 24, 16, 32))
     assert gone == [True]

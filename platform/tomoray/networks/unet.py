@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PRIOR = 0.01  # share of cells that a fresh network believes to hold a particle; keeps the first steps from drowning in background
+SLAB = 32  # planes of half resolution
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -47,7 +48,10 @@ class ResidualBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Bring deep features to the size of a skip connection, join both, and mix them with two convolutions."""
+    """Bring deep features to the size of a skip connection, join both, and mix them with two convolutions.
+
+    What is joined takes more memory than all else of a pass. A network that only picks therefore joins and mixes it slab by slab.
+    """
 
     def __init__(self, deep: int, skip: int, outputs: int) -> None:
         super().__init__()
@@ -56,15 +60,35 @@ class Decoder(nn.Module):
 
     def forward(self, deep: Tensor, skips: list[Tensor]) -> Tensor:
         """Return deep features mixed with the last of some skip connections, which is taken off the list: nobody need hold it meanwhile."""
-        return self.mix(self.join(deep, skips.pop()))  # type: ignore[no-any-return]
+        skip, narrow = skips.pop(), self.narrow(deep)
+        picks_only = not (self.training or torch.is_grad_enabled())
+        mixed = self._mix_slabs(narrow, skip) if picks_only and skip.shape[2] >= 2 * SLAB else self.mix[0](join(narrow, skip))
+        del skip
+        return self.mix[1](mixed)  # type: ignore[no-any-return]
 
-    def join(self, deep: Tensor, skip: Tensor) -> Tensor:
-        """Return deep features at the size of a skip connection, and the skip behind them."""
-        narrow = self.narrow(deep)
-        if skip.is_contiguous(memory_format=torch.channels_last_3d):  # which 1^3 convolutions do not keep, and all after them would copy
-            narrow = narrow.contiguous(memory_format=torch.channels_last_3d)
-        # to the skip's own size: padding instead, as FlexibleUNet does, fails on sizes like 90 (45, 23, 12, 6, 3)
-        return torch.cat([F.interpolate(narrow, size=skip.shape[2:], mode="nearest"), skip], dim=1)
+    def _mix_slabs(self, narrow: Tensor, skip: Tensor) -> Tensor:
+        """Return what the first convolution makes of all that is joined, a slab of `SLAB` planes at a time."""
+        (batch, channels), depth = narrow.shape[:2], skip.shape[2]
+        planes = torch.arange(narrow.shape[2], dtype=torch.float32, device=skip.device)
+        source = F.interpolate(planes[None, None], size=depth, mode="nearest")[0, 0].long()  # which plane is raised to each
+        mixed = torch.empty((batch, channels, *skip.shape[2:]), dtype=skip.dtype, device=skip.device, memory_format=_layout(skip))
+        for start in range(0, depth, SLAB):
+            low, high = max(0, start - 1), min(depth, start + SLAB + 1)  # a plane more on either side, as the convolution sees
+            slab = self.mix[0](join(narrow.index_select(2, source[low:high]), skip[:, :, low:high]))
+            mixed[:, :, start : start + SLAB] = slab[:, :, start - low :][:, :, :SLAB]
+        return mixed
+
+
+def _layout(values: Tensor) -> torch.memory_format:
+    """Return how values lie in memory; those of a slab have gaps between one item of a batch and the next."""
+    return torch.channels_last_3d if values.stride(1) == 1 else torch.contiguous_format
+
+
+def join(narrow: Tensor, skip: Tensor) -> Tensor:
+    """Return deep features at the size of a skip connection, and the skip behind them."""
+    narrow = narrow.contiguous(memory_format=_layout(skip))  # which 1^3 convolutions do not keep, and all after them would copy
+    # to the skip's own size: padding instead, as FlexibleUNet does, fails on sizes like 90 (45, 23, 12, 6, 3)
+    return torch.cat([F.interpolate(narrow, size=skip.shape[2:], mode="nearest"), skip], dim=1)
 
 
 class ResidualEncoder(nn.Module):
