@@ -1,6 +1,6 @@
 """One whole tomogram: tomoray against MONAI's sliding window, and against what the machine can do.
 
-    python tests/benchmarks/picking.py [--checkpoint FOLDER] [--shape 184 630 630] [--repeats 3] [--views 1 4] [--device cpu]
+    python tests/benchmarks/picking.py [--checkpoint FOLDER] [--shape 184 630 630] [--repeats 3] [--views 1 4] [--device cpu] [--alone]
 
 The contenders take turns, each in a process of its own that keeps what a picking actor keeps between tomograms, on a simulated tomogram,
 with one trained network of full width (without a checkpoint it is trained first, a few minutes, and kept in bench/picker):
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[1])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--alone", action="store_true", help="without MONAI")
     parser.add_argument("--steps", type=int, default=500, help="of training, where there is no checkpoint yet")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -144,7 +145,7 @@ def compare(volume: np.ndarray, options: argparse.Namespace) -> dict[str, Result
         if options.device == "cpu":
             with contender(REFERENCE, file, options) as turn:  # once, and gone before the others come: it takes much memory
                 note(turn(), results)
-            mine = [WINDOWS, LEAN, *mine]
+            mine = [*mine, *([] if options.alone else [WINDOWS, LEAN])]  # ours first: it looks how much memory is free, as an actor does
         with ExitStack() as stack:
             turns = [stack.enter_context(contender(name, file, options)) for name in mine]
             for _ in range(options.repeats):
@@ -245,7 +246,7 @@ def report(results: dict[str, Result], options: argparse.Namespace) -> None:
         agreement = f"{agree(result.peaks, reference.peaks):.4f}" if reference else "-"
         share = f"{work / seconds / ceiling:.2f}" if name not in (MAX_POOL, CC3D) else "-"
         print(f"{name:34} {seconds:8.2f} {max(result.gigabytes):6.2f} {len(result.peaks.scores):6} {agreement:>20} {share:>17}")
-    if reference:
+    if reference and WINDOWS in results:
         mine = statistics.median(results[report_name(options.views[0])].seconds)
         windows, pooled, cc3d, lean = (statistics.median(results[name].seconds) for name in (WINDOWS, MAX_POOL, CC3D, LEAN))
         print(
@@ -291,7 +292,7 @@ def agree(peaks: Peaks, others: Peaks) -> float:
 
 def operations(shape: Sequence[int]) -> int:
     """Return the operations of one pass over the whole volume, two per multiplication and addition."""
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:  # with gradients: in slabs, some planes would count twice
         build_network("asymmetric_unet", classes=len(CZII_PARTICLES)).eval()(torch.empty(1, 1, *shape))
     return int(counter.get_total_flops())
 
