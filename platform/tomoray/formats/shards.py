@@ -78,17 +78,18 @@ class Shards:
         if not by_shard:
             return
         with ThreadPoolExecutor(min(len(by_shard), SHARDS_AT_ONCE)) as pool:
-            for _ in pool.map(lambda shard: self._fetch_from(shard, by_shard[shard], take), by_shard):
-                pass
+            self.bytes_read += sum(pool.map(lambda shard: self._fetch_from(shard, by_shard[shard], take), by_shard))
 
     @property
     def _per_shard(self) -> tuple[int, ...]:
         return tuple(shard // chunk for shard, chunk in zip(self.array.shards, self.array.chunks, strict=True))
 
-    def _fetch_from(self, shard: ChunkIndex, wanted: Sequence[ChunkIndex], take: Take) -> None:
+    def _fetch_from(self, shard: ChunkIndex, wanted: Sequence[ChunkIndex], take: Take) -> int:
+        """Hand over chunks of one shard, and return how many bytes that asked for."""
         where = storage.join(self.uri, self.array.metadata.encode_chunk_key(shard))
+        asked = 0 if shard in self._indices else self._index_bytes
         entries = self._index(shard, where)
-        places: dict[tuple[int, int], ChunkIndex] = {}
+        places: dict[tuple[int, int], list[ChunkIndex]] = {}  # chunks that are alike may share one
         for index in wanted:
             inside = np.ravel_multi_index([i % n for i, n in zip(index, self._per_shard, strict=True)], self._per_shard)
             start, length = (int(number) for number in entries[inside]) if entries is not None else (_NOTHING, _NOTHING)
@@ -97,33 +98,33 @@ class Shards:
                 continue
             if length > self._chunk_bytes + _OVERHEAD:
                 raise ValueError(f"its index tells {length} packed bytes for {self._chunk_bytes}")
-            places[start, start + length] = index
+            places.setdefault((start, start + length), []).append(index)
         if not places:
-            return
+            return asked
         gap = 0 if storage.is_local(where) else self._chunk_bytes  # a chunk that nobody wants is cheaper than another request
         spans = list(merged(sorted(places), gap))
-        parts = storage.read_ranges(where, [(places[0][0], places[-1][1]) for places in spans])
-        self.bytes_read += sum(map(len, parts))
+        parts = storage.read_ranges(where, [(span[0][0], max(end for _, end in span)) for span in spans])
         for span, part in zip(spans, parts, strict=True):
             for start, end in span:
-                take(places[start, end], self._unpack(places[start, end], part[start - span[0][0] : end - span[0][0]]))
+                chunk = self._unpack(part[start - span[0][0] : end - span[0][0]])
+                for index in places[start, end]:
+                    take(index, chunk[tuple(map(slice, self._shape(index)))])
+        return asked + sum(map(len, parts))
 
     def _index(self, shard: ChunkIndex, where: str) -> NDArray[np.uint64] | None:
         """Return where the chunks of a shard lie `(chunks, 2)`: offset and length; nothing where there is no such shard."""
         if shard not in self._indices:
-            size = 16 * math.prod(self._per_shard) + _CHECKSUM
             try:
-                packed = storage.read_end(where, size)
+                packed = storage.read_end(where, self._index_bytes)
             except FileNotFoundError:
                 self._indices[shard] = None
             else:
-                self.bytes_read += len(packed)
-                if len(packed) < size:
-                    raise ValueError(f"it has {len(packed)} bytes, fewer than its index of {size}")
+                if len(packed) < self._index_bytes:
+                    raise ValueError(f"it has {len(packed)} bytes, fewer than its index of {self._index_bytes}")
                 self._indices[shard] = np.frombuffer(_checked(packed), "<u8").reshape(-1, 2)
         return self._indices[shard]
 
-    def _unpack(self, index: ChunkIndex, packed: bytes) -> NDArray[Any]:
+    def _unpack(self, packed: bytes) -> NDArray[Any]:
         from numcodecs import Blosc
 
         data = _checked(packed)
@@ -132,11 +133,15 @@ class Shards:
             raise ValueError(f"it unpacks to {told} bytes, not {self._chunk_bytes}")
         values = np.empty(self.array.chunks, self.array.dtype)
         Blosc().decode(data, values)
-        return values[tuple(map(slice, self._shape(index)))]
+        return values
 
     def _shape(self, index: ChunkIndex) -> tuple[int, ...]:
         """Return the shape of a chunk as far as the array goes."""
         return tuple(min(size, length - i * size) for i, size, length in zip(index, self.array.chunks, self.array.shape, strict=True))
+
+    @property
+    def _index_bytes(self) -> int:
+        return 16 * math.prod(self._per_shard) + _CHECKSUM
 
     @property
     def _chunk_bytes(self) -> int:

@@ -37,6 +37,12 @@ def index_of(content: bytes) -> np.ndarray:
     return np.frombuffer(content[-(16 * 48 + 4) : -4], "<u8").reshape(-1, 2).copy()
 
 
+def with_index(content: bytes, index: np.ndarray) -> bytes:
+    """What is in the file, with another index and the checksum of that."""
+    packed = index.tobytes()
+    return content[: -len(packed) - 4] + packed + google_crc32c.value(packed).to_bytes(4, "little")
+
+
 @pytest.fixture
 def ranges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Every range of bytes that is read."""
@@ -127,18 +133,29 @@ def test_chunks_that_were_never_written_hold_the_fill_value(tmp_path: Path) -> N
     content = shard.read_bytes()
     index = index_of(content)
     index[0] = 2**64 - 1
-    packed = index.tobytes()
-    shard.write_bytes(content[: -len(packed) - 4] + packed + google_crc32c.value(packed).to_bytes(4, "little"))
+    shard.write_bytes(with_index(content, index))
     expected = VALUES.copy()
     expected[:8, :8, :8] = 0
+    np.testing.assert_array_equal(open_tomogram(tmp_path / "a.zarr").read(), expected)
+
+
+def test_chunks_that_share_their_bytes_are_all_read(tmp_path: Path) -> None:
+    """As writers may lay out chunks that are alike. Planted: the last of them only."""
+    write(tmp_path / "a.zarr")
+    shard = shard_of(tmp_path / "a.zarr")
+    content = shard.read_bytes()
+    index = index_of(content)
+    index[1] = index[0]
+    shard.write_bytes(with_index(content, index))
+    expected = VALUES.copy()
+    expected[:8, :8, 8:16] = VALUES[:8, :8, :8]
     np.testing.assert_array_equal(open_tomogram(tmp_path / "a.zarr").read(), expected)
 
 
 def lies_of_length(content: bytes) -> bytes:
     index = index_of(content)
     index[5, 1] = 2**40
-    packed = index.tobytes()
-    return content[: -len(packed) - 4] + packed + google_crc32c.value(packed).to_bytes(4, "little")
+    return with_index(content, index)
 
 
 def lies_of_size(content: bytes) -> bytes:
