@@ -193,8 +193,8 @@ def size_bytes(uri: Uri) -> int:
     return int(size)
 
 
-def read_bytes(uri: Uri) -> bytes:
-    """Return what a file holds.
+def read_bytes(uri: Uri, *, last: int = 0) -> bytes:
+    """Return what a file holds, or only so many of its last bytes: all where it is shorter.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def read_bytes(uri: Uri) -> bytes:
     """
     filesystem, path = resolve(uri)
     with plain_errors(uri):
-        return bytes(filesystem.cat_file(path))
+        return bytes(filesystem.cat_file(path, start=-last or None))[-last:]
 
 
 def read_ranges(uri: Uri, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -231,21 +231,6 @@ def read_ranges(uri: Uri, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
             if len(first) > ends[0] - starts[0]:  # a plain web server knows no ranges and sends the whole file: do not ask for each
                 return [first[start:end] for start, end in ranges]
         return [bytes(part) for part in filesystem.cat_ranges([path] * len(ranges), starts, ends, on_error="raise")]
-
-
-def read_end(uri: Uri, size: int) -> bytes:
-    """Return the last bytes of a file; all of them where it is shorter.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    PermissionError
-        If it may not be read.
-    """
-    filesystem, path = resolve(uri)
-    with plain_errors(uri):
-        return bytes(filesystem.cat_file(path, start=-size))[-size:]
 
 
 def write_bytes(uri: Uri, data: bytes) -> None:

@@ -40,6 +40,7 @@ def test_what_is_written_is_read_back(root: str) -> None:
     storage.write_bytes(uri, b"abcdefgh")  # the second write replaces the first
     assert storage.exists(uri)
     assert storage.read_bytes(uri) == b"abcdefgh"
+    assert [storage.read_bytes(uri, last=size) for size in (3, 8, 100)] == [b"fgh", b"abcdefgh", b"abcdefgh"]
     assert storage.size_bytes(uri) == 8
     assert storage.read_ranges(uri, [(0, 2), (5, 8), (6, 100)]) == [b"ab", b"fgh", b"gh"]
     storage.remove(root)

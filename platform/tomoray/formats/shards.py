@@ -115,7 +115,7 @@ class Shards:
         """Return where the chunks of a shard lie `(chunks, 2)`: offset and length; nothing where there is no such shard."""
         if shard not in self._indices:
             try:
-                packed = storage.read_end(where, self._index_bytes)
+                packed = storage.read_bytes(where, last=self._index_bytes)
             except FileNotFoundError:
                 self._indices[shard] = None
             else:
