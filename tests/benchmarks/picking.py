@@ -3,11 +3,11 @@
     python tests/benchmarks/picking.py [--checkpoint FOLDER] [--shape 184 630 630] [--repeats 3] [--views 1 4] [--device cpu] [--alone]
 
 The contenders take turns, each in a process of its own that keeps what a picking actor keeps between tomograms, on a simulated tomogram,
-with one trained network of full width (without a checkpoint it is trained first, a few minutes, and kept in bench/picker):
+with one trained network of full width (without a checkpoint it is trained first, up to half an hour, and kept in bench/picker):
 
     monai            sliding_window_inference as a user would write it: 90^3, overlap 0.25, Gaussian, float32;
                      then a cubic max-pool, or connected components, which are timed apart
-    monai, lean      the same windows with our folded bf16 network and our peaks
+    monai, lean      the same windows with our folded network, in the precision that `auto` picks in, and our peaks
     tomoray          predict and find_peaks with for_inference
 
 Picks are compared, one to one within a voxel, with those of the whole volume in one pass in float32. Seconds are medians of the turns, of which
