@@ -26,11 +26,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tomoray.credentials import redacted
+from tomoray import storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -360,50 +360,6 @@ def _put(uri: Uri, copies: Sequence[tuple[Path, str]]) -> None:
     patiently(put, uri)
 
 
-@contextmanager
-def plain_errors(uri: Uri) -> Iterator[None]:
-    """Turn what the storage libraries raise into the two or three errors that a person can act upon."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{as_text(uri)}: there is no such file or folder; check the path and, for s3://, the bucket and the endpoint"
-        ) from None
-    except IsADirectoryError:
-        raise IsADirectoryError(f"{as_text(uri)}: this is a folder where a file is needed; give the path of a file in it") from None
-    except PermissionError as error:
-        raise PermissionError(_refused(uri, error)) from None
-    except TimeoutError as error:
-        raise TimeoutError(
-            f"{as_text(uri)}: the server did not answer in time; check the network, or raise TOMORAY_CONNECT_TIMEOUT_S and TOMORAY_READ_TIMEOUT_S"
-        ) from error
-    except _library_errors() as error:
-        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError") or getattr(error, "status", 0) in (401, 403):
-            raise PermissionError(_refused(uri, error)) from None
-        raise _wrong_answer(uri, error) from error
-    except OSError as error:  # as s3fs words a 503, without saying of what
-        if is_local(uri) or as_text(uri) in str(error):
-            raise
-        raise _wrong_answer(uri, error) from error
-
-
-def _wrong_answer(uri: Uri, error: Exception) -> ConnectionError:
-    told = redacted(str(error))
-    return ConnectionError(f"{as_text(uri)}: the server did not answer as it must ({told}); check the address, AWS_ENDPOINT_URL and the network")
-
-
-def _refused(uri: Uri, error: Exception) -> str:
-    if is_local(uri):
-        return f"{as_text(uri)}: access refused ({error}); you need the right to read or write here: ask its owner, or choose another folder"
-    return (
-        f"{as_text(uri)}: access refused ({redacted(str(error))}); the key must have the right to this object, which must exist: "
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or TOMORAY_S3_ANONYMOUS=1 for a public bucket"
-    )
-
-
-def _library_errors() -> tuple[type[Exception], ...]:
-    # Looked up when something has failed, so that local work never imports them.
-    from aiohttp import ClientError
-    from botocore import exceptions  # type: ignore[import-untyped]
-
-    return ClientError, exceptions.BotoCoreError, exceptions.ClientError
+def plain_errors(uri: Uri) -> AbstractContextManager[None]:
+    """Return a context in which errors of the storage libraries become plain ones: see `tomoray.storage_errors`."""
+    return storage_errors.plain_errors(as_text(uri), local=is_local(uri))

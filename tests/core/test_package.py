@@ -26,7 +26,7 @@ JOB_FILES = sorted((REPOSITORY / "jobs").glob("*.toml"))
 LAYERS = [
     ["config", "credentials", "provenance", "tomogram"],
     [
-        *("formats", "storage", "simulate", "catalogue", "index", "ingest", "preprocessing", "crops", "patches", "targets"),
+        *("formats", "storage", "storage_errors", "simulate", "catalogue", "index", "ingest", "preprocessing", "crops", "patches", "targets"),
         *("augment", "losses", "matching", "networks", "peaks", "risks", "score_table", "scoring", "soft_f1", "suppression", "threshold_curves"),
         *("thresholds", "tiles", "views"),
     ],
