@@ -19,6 +19,7 @@ from tomoray.tomogram import Particle
 Finder = Literal["peaks", "components", "greedy"]
 """How score maps become candidates: `find_peaks`, `find_components` or `find_greedy`."""
 
+SLAB = 8  # planes that are compared at a time: they stay in a processor's cache
 BLOCK = 16  # cells along an edge of the blocks that `find_greedy` looks at: few to queue, each read at once
 
 
@@ -63,8 +64,8 @@ def find_peaks(scores: Tensor, widths: Sequence[int], *, floor: float, refine: b
 
     A cell is a peak when no cell in the window of its class's width around it scores higher, and none that comes before it in memory
     scores the same: of a plateau one cell survives, where the usual `map == max_pool(map)` keeps them all. The answer is that of
-    the dense definition, found where the map lies: neighbours across a face are compared over the whole map, which leaves few cells
-    above the floor; these are compared with all 26 neighbours, then with the whole window. The floor is rounded to the type of the map.
+    the dense definition, found where the map lies: neighbours across a face are compared over the whole map, slab by slab, which leaves few
+    cells above the floor; these are compared with all 26 neighbours, then with the whole window. The floor is rounded to the type of the map.
 
     With `refine`, each peak moves along each axis to the top of the parabola through its score and those of its two neighbours, by no
     more than half a cell, and not at all where one neighbour is missing or the parabola has no top (quadratic interpolation: Smith and
@@ -142,16 +143,24 @@ def _peaks_of_class(scores: Tensor, width: int, floor: float) -> tuple[Tensor, T
 
 
 def _above(scores: Tensor, floor: float, *, faces: bool) -> Tensor:
-    """Return where in memory cells lie above the floor, with `faces` only those that no neighbour across a face beats or equals earlier."""
-    # on a processor numpy's comparisons, written the same, take a fraction of torch's time
-    map_: Any = scores.detach().numpy() if scores.device.type == "cpu" and scores.dtype == torch.float32 else scores
-    keep = map_ > floor
+    """Return where in memory cells lie above the floor, with `faces` without most of those that a neighbour across a face beats or equals."""
+    if scores.device.type != "cpu" or scores.dtype != torch.float32:
+        places: Tensor = _kept(scores, floor, faces=faces).reshape(-1).nonzero()[:, 0]
+        return places
+    map_ = scores.detach().numpy()  # on a processor numpy's comparisons, written the same, take a fraction of torch's time
+    slabs = [_kept(map_[z : z + SLAB], floor, faces=faces) for z in range(0, len(map_), SLAB)]
+    return torch.from_numpy(np.flatnonzero(np.concatenate(slabs)))
+
+
+def _kept(slab: Any, floor: float, *, faces: bool) -> Any:
+    """Return a mask of cells above the floor, with `faces` only of those that no neighbour in the slab beats, and no earlier one equals."""
+    keep = slab > floor
     for axis in range(3) if faces else ():
-        along, kept = map_.swapaxes(0, axis), keep.swapaxes(0, axis)
+        along, kept = slab.swapaxes(0, axis), keep.swapaxes(0, axis)
         rises = along[1:] > along[:-1]
         kept[1:] &= rises
         kept[:-1] &= ~rises
-    return torch.from_numpy(np.flatnonzero(keep)) if isinstance(keep, np.ndarray) else keep.reshape(-1).nonzero()[:, 0]
+    return keep
 
 
 def _tops(scores: Tensor, cells: Tensor, reach: int) -> Tensor:
@@ -162,14 +171,13 @@ def _tops(scores: Tensor, cells: Tensor, reach: int) -> Tensor:
     depth, height, width = scores.shape
     values = scores.reshape(-1)
     z, y, x = cells.unbind(1)
-    columns = (x[:, None] + torch.arange(-reach, reach + 1, device=x.device)).clamp(0, width - 1)
+    columns = (x + torch.arange(-reach, reach + 1, device=x.device)[:, None]).clamp(0, width - 1)
     own_row = (z * height + y) * width
     own = values[own_row + x]
-    equal_before = (values[own_row[:, None] + columns] == own[:, None]) & (columns < x[:, None])
-    top = ~equal_before.any(1)
+    top = ~((values[own_row + columns] == own) & (columns < x)).any(0)
     for dz, dy in product(range(-reach, reach + 1), repeat=2):
         row = ((z + dz).clamp(0, depth - 1) * height + (y + dy).clamp(0, height - 1)) * width
-        highest = values[row[:, None] + columns].amax(1)
+        highest = values[row + columns].amax(0)
         top &= torch.where(row < own_row, own > highest, own >= highest)
     return top
 

@@ -136,7 +136,7 @@ def z_score(volume: NDArray[Any], *, where: str = "volume") -> NDArray[np.float3
 
 def as_half(volume: NDArray[np.float32]) -> NDArray[np.float16]:
     """Return a volume as float16, twenty times as fast as numpy, which converts one number after another."""
-    return np.asarray(torch.from_numpy(volume).half().numpy())
+    return np.asarray(torch.from_numpy(np.require(volume, requirements="W")).half().numpy())
 
 
 def _wide(volume: NDArray[Any]) -> NDArray[Any]:

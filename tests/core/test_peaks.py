@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import maximum_filter
 
-from tomoray.peaks import Peaks, find_peaks, window_widths
+from tomoray.peaks import SLAB, Peaks, find_peaks, window_widths
 from tomoray.tomogram import CZII_PARTICLES
 
 
@@ -27,7 +27,7 @@ def dense_peaks(scores: np.ndarray, width: int, floor: float) -> set[tuple[int, 
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    shape=st.tuples(st.integers(1, 2 * SLAB + 2), st.integers(1, 9), st.integers(1, 9)),
     levels=st.sampled_from([1, 2, 3, 10, None]),
     width=st.sampled_from([1, 3, 5, 7]),
     floor=st.sampled_from([-1.0, 0.0, 0.34, 0.9]),

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from tomoray.preprocessing import prepare, resample, z_score
+from tomoray.preprocessing import as_half, prepare, resample, z_score
 from tomoray.tomogram import FormatError, Tomogram
 
 NOISE = np.random.default_rng(0).normal(size=(12, 14, 16))
@@ -127,3 +127,11 @@ def test_gold_loses_its_weight_where_values_are_clipped() -> None:
     assert clipped[1:].std() > 5 * plain[1:].std()
     assert clipped.mean(dtype=np.float64) == pytest.approx(0, abs=1e-5)
     assert clipped.std(dtype=np.float64) == pytest.approx(1, abs=1e-5)
+
+
+def test_halves_are_those_of_numpy_also_of_values_that_may_not_be_written() -> None:
+    """As of a memory map. Planted: torch given values that it may not write, of which it warns."""
+    values = np.linspace(-70000, 70000, 1001, dtype=np.float32)
+    values.flags.writeable = False
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(as_half(values), values.astype(np.float16))
