@@ -1,6 +1,6 @@
 """How long training waits for its crops where storage is far: behind 50 ms of latency, and 50 MB/s for each connection.
 
-    python tests/benchmarks/slow_storage.py [--latency-s 0.05] [--mb-per-s 50] [--step-s 0.2] [--steps 100] [--batch 1 4] [--patch 96]
+    python tests/benchmarks/slow_storage.py [--latency-s 0.05] [--mb-per-s 50] [--step-s 0.2] [--steps 100] [--batch 1 2 4] [--patch 96]
                                             [--per-visit 16] [--readers 2] [--tomograms 4] [--shape 184 630 630]
 
 Tomograms of noise, ingested for such crops, lie on Ceph's gateway, which is started here with its disk in memory, behind a proxy that delays what
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--mb-per-s", type=float, default=50.0)
     parser.add_argument("--step-s", type=float, default=0.2)
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--per-visit", type=int, default=16)
     parser.add_argument("--readers", type=int, default=2)

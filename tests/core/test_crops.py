@@ -1,5 +1,8 @@
 """Cubes read alone: the same values as those cut from the whole prepared volume, and no more of the file than they need."""
 
+import contextlib
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tomoray.catalogue import CatalogueRow
-from tomoray.crops import Scales, read_crops
+from tomoray.crops import CROPS_AT_ONCE, Scales, read_crops
 from tomoray.formats import open_tomogram
 from tomoray.formats.mrc import write_mrc
 from tomoray.formats.ome_zarr import write_ome_zarr
@@ -173,3 +176,35 @@ def test_values_that_are_not_finite_are_refused_where_they_are_met() -> None:
     assert np.isfinite(next(crops)).all()
     with pytest.raises(FormatError, match=r"^folder/TS_1.mrc: 1 of 512 values in a box are NaN or infinite; all must be finite: index it again"):
         next(crops)
+
+
+class Far:
+    """Values of a server that answers so many requests at once, or after a second what there is; `most` is how many there were."""
+
+    def __init__(self, together: int) -> None:
+        self.shape, self.dtype, self.crowd = VALUES.shape, VALUES.dtype, threading.Barrier(together, timeout=1)
+        self.at_once, self.most, self.lock = 0, 0, threading.Lock()
+
+    def __getitem__(self, box: Box) -> Any:
+        with self.lock:
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+        with contextlib.suppress(threading.BrokenBarrierError):
+            self.crowd.wait()
+        time.sleep(0.05)  # in which whoever else were asked would be seen
+        with self.lock:
+            self.at_once -= 1
+        return VALUES[box]
+
+
+@pytest.mark.parametrize(("uri", "at_once"), [("s3://bucket/TS_1.zarr", CROPS_AT_ONCE), ("folder/TS_1.zarr", 1)])
+def test_some_cubes_are_fetched_ahead_from_a_server_and_none_on_this_machine(uri: str, at_once: int) -> None:
+    """Planted: each waited for before the next is asked for; all asked for at once; threads for files of this machine, too."""
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, np.array(SHAPE) - PATCH, (3 * CROPS_AT_ONCE, 3))
+    values, wanted = Far(at_once), Preparation("dark", VOXEL)
+    cubes = list(read_crops(Tomogram("TS_1", values, (VOXEL,) * 3, uri=uri), row_of(), corners, PATCH, wanted, {}))
+    assert values.most == at_once
+    whole = prepare_whole(in_memory()[0], wanted)[0]
+    for cube, corner in zip(cubes, corners, strict=True):
+        np.testing.assert_allclose(cube, cut(whole, corner, PATCH), atol=1e-5)

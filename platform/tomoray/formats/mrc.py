@@ -71,7 +71,7 @@ def open_mrc(uri: storage.Uri, *, name: str, voxel_angstrom: float | None = None
     voxel = agreed_voxel_size(where, layout.voxel_angstrom, voxel_angstrom)
     for warning in layout.warnings:
         warnings.warn(f"{where}: {warning}", UserWarning, stacklevel=3)
-    return Tomogram(name, _MrcVoxels(where, layout, content, already), voxel, layout.origin_angstrom, where)
+    return Tomogram(name, _MrcVoxels(where, layout, content, [already]), voxel, layout.origin_angstrom, where)
 
 
 def write_mrc(uri: storage.Uri, tomogram: Tomogram) -> None:
@@ -132,7 +132,7 @@ class _MrcVoxels:
     uri: str
     layout: _Layout
     content: bytes | None = field(default=None, repr=False)
-    bytes_read: int = field(default=0, compare=False)
+    _asked: list[int] = field(default_factory=list, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -146,7 +146,7 @@ class _MrcVoxels:
         stored = self._stored(box)
         lengths = [stop - start for start, stop in stored]
         check_fits_memory(self.uri, math.prod(lengths) * self.dtype.itemsize)
-        self.bytes_read += self.bytes_of(box)
+        self._asked.append(self.bytes_of(box))
         if 0 in lengths:
             values = np.empty(lengths, self.dtype)
         elif self.is_mapped:
@@ -154,6 +154,11 @@ class _MrcVoxels:
         else:
             values = self._read_ranges(stored)
         return values.astype(self.dtype, copy=False).transpose(self.layout.zyx_axes)
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes boxes have asked for so far, and what unpacking took."""
+        return sum(self._asked)
 
     @property
     def is_mapped(self) -> bool:

@@ -40,13 +40,11 @@ class Shards:
         Address of the array.
     array
         What zarr knows of it.
-    bytes_read
-        How many bytes were asked for so far.
     """
 
     uri: str
     array: Any
-    bytes_read: int = 0
+    _asked: list[int] = field(default_factory=list, compare=False)
     _indices: dict[ChunkIndex, NDArray[np.uint64] | None] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -78,7 +76,12 @@ class Shards:
         if not by_shard:
             return
         with ThreadPoolExecutor(min(len(by_shard), SHARDS_AT_ONCE)) as pool:
-            self.bytes_read += sum(pool.map(lambda shard: self._fetch_from(shard, by_shard[shard], take), by_shard))
+            self._asked.extend(pool.map(lambda shard: self._fetch_from(shard, by_shard[shard], take), by_shard))
+
+    @property
+    def bytes_read(self) -> int:
+        """How many bytes were asked for so far."""
+        return sum(self._asked)
 
     @property
     def _per_shard(self) -> tuple[int, ...]:

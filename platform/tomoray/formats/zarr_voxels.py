@@ -36,6 +36,10 @@ class ZarrVoxels:
     array: Any
     zyx_axes: tuple[int, int, int]
     counted: bool = field(default=False, compare=False)
+    _shards: Shards | None = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._shards = Shards.of(storage.join(self.uri, self.array.path), self.array)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,10 +130,6 @@ class ZarrVoxels:
             take(index, chunk)
 
         self._fetch(lacking, keep)
-
-    @cached_property
-    def _shards(self) -> Shards | None:
-        return Shards.of(storage.join(self.uri, self.array.path), self.array)
 
     @cached_property
     def _cache(self) -> tuple[ChunkCache, str] | None:
