@@ -35,7 +35,8 @@ def dense_peaks(scores: np.ndarray, width: int, floor: float) -> set[tuple[int, 
     turned=st.booleans(),
 )
 def test_equal_to_the_dense_definition(seed, shape, levels, width, floor, dtype, turned):
-    """Planted: `>=` on both sides, so that plateaus keep all their cells; a window of the wrong width; a border of zeros; order by strides."""
+    """Planted: `>=` on both sides, so that plateaus keep all their cells; a window of the wrong width; a border of zeros; order by strides;
+    slabs in another order."""
     rng = np.random.default_rng(seed)
     scores = rng.uniform(size=shape) if levels is None else rng.integers(0, levels + 1, shape) / levels
     scores = scores.astype(np.float32)

@@ -132,7 +132,7 @@ class _MrcVoxels:
     uri: str
     layout: _Layout
     content: bytes | None = field(default=None, repr=False)
-    _asked: list[int] = field(default_factory=list, compare=False)
+    _asked: list[int] = field(default_factory=list, compare=False)  # a list, since threads append to it at once
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ class Shards:
 
     uri: str
     array: Any
-    _asked: list[int] = field(default_factory=list, compare=False)
+    _asked: list[int] = field(default_factory=list, compare=False)  # a list, since threads append to it at once
     _indices: dict[ChunkIndex, NDArray[np.uint64] | None] = field(default_factory=dict, compare=False)
 
     @classmethod
