@@ -338,11 +338,12 @@ def mapped(name: str, options: argparse.Namespace) -> Iterator[Visit]:
 def monai_visits(name: str, options: argparse.Namespace) -> Iterator[Visit]:
     """Yield visits of MONAI's cached datasets, epoch after epoch."""
     from monai.data import CacheDataset, SmartCacheDataset, list_data_collate
-    from monai.transforms import Compose, FgBgToIndicesd, NormalizeIntensityd, RandCropByPosNegLabeld
+    from monai.transforms import Compose, FgBgToIndicesd, Lambda, NormalizeIntensityd, RandCropByPosNegLabeld
 
     found = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if name == INDICES else {}
     crop = RandCropByPosNegLabeld(("image", "label"), "label", options.patch, num_samples=options.per_visit, **found)
-    steps = [Loader(options), NormalizeIntensityd("image"), *([FgBgToIndicesd("label")] if found else []), crop]
+    load = Lambda(Loader(options), track_meta=False)  # MONAI caches nothing behind what is no transform of its own
+    steps = [load, NormalizeIntensityd("image"), *([FgBgToIndicesd("label")] if found else []), crop]
     items = [{"stem": row.uri.removesuffix(".mrc")} for row in read_catalogue(Path(options.folder) / "mrc.parquet")]
     kept = max(1, int(options.cached * len(items)))
     if name == SMART:
