@@ -105,8 +105,7 @@ def prepare_box(tomogram: Tomogram, box: Box, wanted: Preparation, scale: Scale)
     FormatError
         If a value that was read is not finite.
     """
-    lines = _lines(tomogram, box, wanted)
-    values = _wide(tomogram.read(_box_of(lines)))
+    values = _wide(tomogram.read(source_box(tomogram, box, wanted)))
     if not np.isfinite(values).all():
         bad = int((~np.isfinite(values)).sum())
         raise FormatError(f"{tomogram.uri}: {bad} of {values.size} values in a box are NaN or infinite; all must be finite: index it again")
@@ -115,12 +114,17 @@ def prepare_box(tomogram: Tomogram, box: Box, wanted: Preparation, scale: Scale)
         volume = _scaled(np.clip(volume, -wanted.clip_sd, wanted.clip_sd), scale.clipped)
     if wanted.contrast != wanted.to_contrast:
         np.negative(volume, out=volume)
-    return _scaled(_resampled_part(volume, lines, wanted.factor(tomogram)), scale.resampled) if scale.resampled else volume
+    if scale.resampled:
+        volume = _scaled(_resampled_part(volume, _lines(tomogram, box, wanted), wanted.factor(tomogram)), scale.resampled)
+    return volume
 
 
 def source_box(tomogram: Tomogram, box: Box, wanted: Preparation) -> Box:
     """Return the box of the file that must be read for a box of the prepared volume; for resampling it reaches a little further."""
-    return _box_of(_lines(tomogram, box, wanted))
+    if wanted.factor(tomogram) == 1:
+        return box
+    z, y, x = (slice(line.start, line.stop) for line in _lines(tomogram, box, wanted))
+    return z, y, x
 
 
 def z_score(volume: NDArray[Any], *, where: str = "volume") -> NDArray[np.float32]:
@@ -224,15 +228,10 @@ def _lines(tomogram: Tomogram, box: Box, wanted: Preparation) -> list[_Line]:
         indices = np.arange(*part.indices(m))
         places = np.clip((indices + 0.5) * n / m - 0.5, 0, n - 1)  # as `interpolate` places them
         low = np.floor(places).astype(np.int64)
-        high = np.minimum(low + 1, n - 1) if factor != 1 else low
+        high = np.minimum(low + 1, n - 1)
         start, stop = max(0, int(low[0]) - reach), min(n, int(high[-1]) + 1 + reach)
         lines.append(_Line(start, stop, low - start, high - start, places - low))
     return lines
-
-
-def _box_of(lines: Sequence[_Line]) -> Box:
-    z, y, x = (slice(line.start, line.stop) for line in lines)
-    return z, y, x
 
 
 def _resampled_part(volume: NDArray[np.float32], lines: Sequence[_Line], factor: float) -> NDArray[np.float32]:

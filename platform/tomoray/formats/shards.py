@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ class Shards:
         by_shard: dict[ChunkIndex, list[ChunkIndex]] = {}
         for index in wanted:
             by_shard.setdefault(tuple(i // n for i, n in zip(index, self._per_shard, strict=True)), []).append(index)
-        if not by_shard:
+        if len(by_shard) <= 1 or storage.is_local(self.uri):  # a disk reads ahead by itself; threads would cost more than they gain
+            self._asked.extend(self._fetch_from(shard, chunks, take) for shard, chunks in by_shard.items())
             return
         with ThreadPoolExecutor(min(len(by_shard), SHARDS_AT_ONCE)) as pool:
             self._asked.extend(pool.map(lambda shard: self._fetch_from(shard, by_shard[shard], take), by_shard))
@@ -83,9 +85,13 @@ class Shards:
         """How many bytes were asked for so far."""
         return sum(self._asked)
 
-    @property
+    @cached_property
+    def _chunk_shape(self) -> tuple[int, ...]:
+        return tuple(self.array.chunks)  # zarr takes 5 us to tell, which a crop would ask two hundred times
+
+    @cached_property
     def _per_shard(self) -> tuple[int, ...]:
-        return tuple(shard // chunk for shard, chunk in zip(self.array.shards, self.array.chunks, strict=True))
+        return tuple(shard // chunk for shard, chunk in zip(self.array.shards, self._chunk_shape, strict=True))
 
     def _fetch_from(self, shard: ChunkIndex, wanted: Sequence[ChunkIndex], take: Take) -> int:
         """Hand over chunks of one shard, and return how many bytes that asked for."""
@@ -134,21 +140,21 @@ class Shards:
         told = int.from_bytes(data[4:8], "little")  # of Blosc's header: the size of what is packed
         if told != self._chunk_bytes:
             raise ValueError(f"it unpacks to {told} bytes, not {self._chunk_bytes}")
-        values = np.empty(self.array.chunks, self.array.dtype)
+        values = np.empty(self._chunk_shape, self.array.dtype)
         Blosc().decode(data, values)
         return values
 
     def _shape(self, index: ChunkIndex) -> tuple[int, ...]:
         """Return the shape of a chunk as far as the array goes."""
-        return tuple(min(size, length - i * size) for i, size, length in zip(index, self.array.chunks, self.array.shape, strict=True))
+        return tuple(min(size, length - i * size) for i, size, length in zip(index, self._chunk_shape, self.array.shape, strict=True))
 
-    @property
+    @cached_property
     def _index_bytes(self) -> int:
         return 16 * math.prod(self._per_shard) + _CHECKSUM
 
-    @property
+    @cached_property
     def _chunk_bytes(self) -> int:
-        return int(math.prod(self.array.chunks) * self.array.dtype.itemsize)
+        return int(math.prod(self._chunk_shape) * self.array.dtype.itemsize)
 
 
 def merged(ranges: Sequence[tuple[int, int]], gap: int) -> Iterator[list[tuple[int, int]]]:

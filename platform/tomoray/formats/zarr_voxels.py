@@ -84,7 +84,8 @@ class ZarrVoxels:
         return int(self.array.store.bytes_read) + (self._shards.bytes_read if self._shards else 0)
 
     def _read(self, spans: Sequence[slice]) -> NDArray[Any]:
-        wanted = list(_touched(spans, self.array.chunks)) if all(span.stop > span.start for span in spans) else []
+        chunks = self.array.chunks
+        wanted = list(_touched(spans, chunks)) if all(span.stop > span.start for span in spans) else []
         few = len(wanted) <= CHUNKS_AT_ONCE and not storage.is_local(self.uri)
         cached, side_by_side = few and self._cache is not None, few and self.array.shards is not None
         if not wanted or not (self._shards or cached or side_by_side):
@@ -93,7 +94,7 @@ class ZarrVoxels:
 
         def take(index: ChunkIndex, chunk: NDArray[Any]) -> None:
             """Put what the box needs of a chunk into its place."""
-            starts = [i * size for i, size in zip(index, self.array.chunks, strict=True)]
+            starts = [i * size for i, size in zip(index, chunks, strict=True)]
             low = [max(span.start, start) for span, start in zip(spans, starts, strict=True)]
             high = [min(span.stop, start + length) for span, start, length in zip(spans, starts, chunk.shape, strict=True)]
             there = tuple(slice(a - span.start, b - span.start) for a, b, span in zip(low, high, spans, strict=True))
