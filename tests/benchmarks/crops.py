@@ -1,7 +1,7 @@
 """Crops per second from many tomograms: tomoray's reading against MONAI's caches and against memory-mapped volumes.
 
     python tests/benchmarks/crops.py [--tomograms 16] [--shape 184 630 630] [--patch 96] [--per-visit 16] [--crops 1600]
-                                     [--cached 0.25] [--workers 2] [--folder bench/crops] [--ray]
+                                     [--cached 0.25] [--workers 2] [--repeats 1] [--folder bench/crops] [--ray]
 
 All read the same volumes (noise with a few hundred marked particles each), `per-visit` cubes of `patch` voxels from each tomogram in turn,
 half of them around a particle, in as many worker processes of PyTorch's DataLoader:
@@ -19,7 +19,7 @@ half of them around a particle, in as many worker processes of PyTorch's DataLoa
 `cached` is the share of the tomograms that fits into memory, as where data are larger than it: so many MONAI's caches may hold, and of so
 many that were read last the kernel may keep the files; it is told to forget those that were read before them, and all before a contender
 starts. Each contender has a process of its own. Time counts from the second visit on, after what a cache has to be filled with, which is
-told apart. Memory is the most that a contender's processes held together, of what the kernel cannot drop: anonymous and shared pages.
+told apart. With `repeats` the contenders take turns, so often, and medians are told. Memory is the most that a contender's processes held together, of what the kernel cannot drop: anonymous and shared pages.
 Bytes are those that the disk was asked for, and for tomoray also those that its readers got, and those in the chunks that crops touch.
 """
 
@@ -35,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -73,7 +73,7 @@ Visit = tuple[int, int, int]  # crops, bytes that readers asked for, bytes of th
 
 @dataclass
 class Result:
-    """What came of a contender."""
+    """What came of a contender, or the median of each over its turns."""
 
     crops_per_s: float
     ready_s: float
@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--crops", type=int, default=1600)
     parser.add_argument("--cached", type=float, default=0.25)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--folder", default="bench/crops")
     parser.add_argument("--only", nargs="*", default=[], help="contenders; all by default")
     parser.add_argument("--ray", action="store_true")
@@ -99,12 +100,13 @@ def main() -> None:
     print(machine("cpu", 1), flush=True)
     make(Path(options.folder), options)
     names = [INGESTED, MRC, S3, CACHE, INDICES, SMART, MAPPED, *([RAY] if options.ray else [])]
-    results = {}
-    for name in names:
+    results: dict[str, list[Result]] = {}
+    for name in names * options.repeats:
         if not options.only or name in options.only:
             with on_server(Path(options.folder)) if name == S3 else nullcontext(True) as there:
-                results |= {name: run(name, options)} if there else {}
-    report(results)
+                if there:
+                    results.setdefault(name, []).append(run(name, options))
+    report({name: Result(*np.median([astuple(turn) for turn in turns], axis=0).tolist()) for name, turns in results.items()})
 
 
 def make(folder: Path, options: argparse.Namespace) -> None:
