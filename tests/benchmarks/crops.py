@@ -18,9 +18,10 @@ half of them around a particle, in as many worker processes of PyTorch's DataLoa
 
 `cached` is the share of the tomograms that fits into memory, as where data are larger than it: so many MONAI's caches may hold, and of so
 many that were read last the kernel may keep the files; it is told to forget those that were read before them, and all before a contender
-starts. Each contender has a process of its own. Time counts from the second visit on, after what a cache has to be filled with, which is
-told apart. With `repeats` the contenders take turns, so often, and medians are told. Memory is the most that a contender's processes held together, of what the kernel cannot drop: anonymous and shared pages.
-Bytes are those that the disk was asked for, and for tomoray also those that its readers got, and those in the chunks that crops touch.
+starts. Each contender has a process of its own; with `repeats` they take turns so often, and medians are told. Time counts from the second
+visit on, after what a cache has to be filled with, which is told apart. Memory is the most that a contender's processes held together, of
+what the kernel cannot drop: anonymous and shared pages. Bytes are those that the disk was asked for, and for tomoray also those that its
+readers got, and those in the chunks that crops touch.
 """
 
 import os
