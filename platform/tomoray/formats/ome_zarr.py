@@ -146,7 +146,10 @@ def _open_store(uri: storage.Uri) -> Any:
 
     if storage.is_local(uri):
         return CountedStore(LocalStore(storage.local_path(uri), read_only=True))
-    return CountedStore(FsspecStore.from_url(storage.as_text(uri), storage_options=storage.options(uri), read_only=True))
+    options = storage.options(uri)
+    if storage.protocol(uri) == "s3":
+        options["max_concurrency"] = 1  # or s3fs asks how long an object is before each that it fetches
+    return CountedStore(FsspecStore.from_url(storage.as_text(uri), storage_options=options, read_only=True))
 
 
 def _read_group(uri: storage.Uri) -> tuple[dict[str, Any], int]:

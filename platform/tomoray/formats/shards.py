@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tomoray import storage
 
 SHARDS_AT_ONCE = 8
+CHUNKS_SKIPPED = 2  # that nobody wants are cheaper on a server than another request
 
 _NOTHING = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes of a crc32c
@@ -110,7 +111,7 @@ class Shards:
             places.setdefault((start, start + length), []).append(index)
         if not places:
             return asked
-        gap = 0 if storage.is_local(where) else self._chunk_bytes  # a chunk that nobody wants is cheaper than another request
+        gap = 0 if storage.is_local(where) else CHUNKS_SKIPPED * self._chunk_bytes
         spans = list(merged(sorted(places), gap))
         parts = storage.read_ranges(where, [(span[0][0], max(end for _, end in span)) for span in spans])
         for span, part in zip(spans, parts, strict=True):

@@ -83,7 +83,7 @@ def test_neighbours_come_in_one_request(tmp_path: Path, s3_bucket: str, ranges: 
         assert tomogram.bytes_read - before == asked + 16 * 48 + 4, "and the index"
         assert asked <= 27 * (CHUNK_BYTES + 20) * (1 if kind == "disk" else 2)
         ranges.clear()
-    assert requests == {"disk": 8, "server": 6}
+    assert requests == {"disk": 8, "server": 3}
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), unique_by=lambda pair: pair[0]), st.integers(0, 9))
