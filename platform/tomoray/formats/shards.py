@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tomoray import storage
 
 SHARDS_AT_ONCE = 8
+FEW_CHUNKS = 64  # as a crop touches; where those lie on a disk, threads would cost more than they gain
 CHUNKS_SKIPPED = 2  # that nobody wants are cheaper on a server than another request
 
 _NOTHING = 2**64 - 1  # offset and length of a chunk that was never written
@@ -75,7 +76,7 @@ class Shards:
         by_shard: dict[ChunkIndex, list[ChunkIndex]] = {}
         for index in wanted:
             by_shard.setdefault(tuple(i // n for i, n in zip(index, self._per_shard, strict=True)), []).append(index)
-        if len(by_shard) <= 1 or storage.is_local(self.uri):  # a disk reads ahead by itself; threads would cost more than they gain
+        if len(by_shard) <= 1 or (len(wanted) <= FEW_CHUNKS and storage.is_local(self.uri)):
             self._asked.extend(self._fetch_from(shard, chunks, take) for shard, chunks in by_shard.items())
             return
         with ThreadPoolExecutor(min(len(by_shard), SHARDS_AT_ONCE)) as pool:
