@@ -23,7 +23,7 @@ from tomoray import storage
 
 SHARDS_AT_ONCE = 8
 FEW_CHUNKS = 64  # as a crop touches; where those lie on a disk, threads would cost more than they gain
-CHUNKS_SKIPPED = 2  # that nobody wants are cheaper on a server than another request
+GAP_CHUNKS = 2  # that nobody wants, between two that are wanted: fetching them from a server is cheaper than another request
 
 _NOTHING = 2**64 - 1  # offset and length of a chunk that was never written
 _CHECKSUM = 4  # bytes of a crc32c
@@ -66,7 +66,7 @@ class Shards:
         return cls(uri, array) if in_order and at_end and [codec["name"] for codec in packed] == ["blosc", "crc32c"] else None
 
     def fetch(self, wanted: Sequence[ChunkIndex], take: Take) -> None:
-        """Hand over chunks, unpacked and cut at the end of the array, in any order and from several threads.
+        """Hand over chunks, unpacked and cut at the end of the array, in any order, and perhaps from several threads.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class Shards:
             places.setdefault((start, start + length), []).append(index)
         if not places:
             return asked
-        gap = 0 if storage.is_local(where) else CHUNKS_SKIPPED * self._chunk_bytes
+        gap = 0 if storage.is_local(where) else GAP_CHUNKS * self._chunk_bytes
         spans = list(merged(sorted(places), gap))
         parts = storage.read_ranges(where, [(span[0][0], max(end for _, end in span)) for span in spans])
         for span, part in zip(spans, parts, strict=True):
