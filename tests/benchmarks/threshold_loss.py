@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from ceilings import machine
 
-from tomoray.catalogue import read_catalogue, read_row_picks
+from tomoray.catalogue import read_catalogue
 from tomoray.checkpoint import JOB, load_picker
 from tomoray.config import read_settings
 from tomoray.inference import for_inference
@@ -25,7 +25,7 @@ from tomoray.jobs import StudyJob, TrainJob
 from tomoray.scoring import f1_score
 from tomoray.study import Result
 from tomoray.thresholds import apply_thresholds, choose_thresholds
-from tomoray.validation import find_candidates
+from tomoray.validation import find_candidates, known_picks
 
 
 def main() -> None:
@@ -37,13 +37,13 @@ def main() -> None:
     print(machine("cpu", options.threads))
     study = read_settings(StudyJob, options.study / JOB)
     rows = [row for row in read_catalogue(study.catalogue) if row.is_labelled and row.split in study.splits]
-    truth = [read_row_picks(row) for row in rows]
     print(f"{'arm':24}{'seed':>5}{'chosen':>9}{'best':>9}{'loss':>9}  best - chosen by class")
     for path in sorted((options.study / "trials").glob("*.json")):
         result = Result.from_json(path.read_text())
         picker, card = load_picker(result.checkpoint)
         job = read_settings(TrainJob, Path(result.checkpoint).parent / JOB)
-        lean = for_inference(picker, "auto")
+        lean = for_inference(picker, job.precision)
+        truth = [known_picks(row, job) for row in rows]
         candidates = [find_candidates(lean, card, row, job) for row in rows]
         best = {name: choice.threshold for name, choice in choose_thresholds(truth, candidates, card.particles).items()}
         chosen, highest = (f1_score(truth, [apply_thresholds(one, at) for one in candidates], card.particles) for at in (card.thresholds, best))
