@@ -136,6 +136,6 @@ def test_every_shipped_study_is_one_whose_arms_can_be_compared(path: Path) -> No
 
 
 def test_there_are_shipped_studies() -> None:
-    semietpicker = [f"semietpicker_{which}" for which in ("longer_small", "remedies_small", "small", "table1", "table3")]
+    semietpicker = [f"semietpicker_{which}" for which in ("longer_small", "one_small", "remedies_small", "small", "table1", "table3")]
     names = ["partly_marked_small", "regime", *semietpicker, "tomopicker_small"]
     assert [path.name for path in STUDIES] == [f"study_{name}.toml" for name in names]
